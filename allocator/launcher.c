@@ -1,0 +1,362 @@
+/*
+ * mass-launcher: a process that waits inside its group until it is told what to become.
+ *
+ *     mass-launcher PARENT_PID [CGROUP_PROCS_PATH ...]        (socket on descriptor 3)
+ *
+ * Joining a cgroup takes 14 to 20 ms and exec takes one, so the agent spawns launchers ahead of
+ * time. A launcher does everything slow first ("parking"), says READY, and blocks reading one
+ * request; then it opens the outputs, changes directory and execs. The parked process itself
+ * becomes the task, so nothing of MASS stays in the task's group.
+ *
+ * Answers on the socket, in order:
+ *     'R'                      parked and ready
+ *     'E'                      the request is accepted, exec comes next
+ *     'F' errno(int32) step    a step failed; step is its name, up to the end of the stream
+ * The socket is close-on-exec: end of stream after 'E' without 'F' means that exec succeeded. End
+ * of stream before 'E' means that this process died and that nothing of the task ever ran.
+ *
+ * Exit codes: 0 dismissed (the agent closed its end), 126 a step before exec failed, 127 exec
+ * failed. When the agent dies, a parked launcher gets SIGKILL (and reads end of stream), and a
+ * started task gets SIGKILL: PR_SET_PDEATHSIG outlives exec. The kernel ties that signal to the
+ * *thread* that spawned the launcher, so the agent must spawn from a thread that lives on.
+ *
+ * The request, in native byte order (both ends are one machine):
+ *     uint32 magic, uint32 body_bytes
+ *     uint32 argument_count, uint32 variable_count, uint32 rlimit_count
+ *     rlimit_count x { uint32 resource, uint64 soft, uint64 hard }
+ *     strings: directory, stdout, stderr, arguments, variables ("NAME=value"), each
+ *              uint32 length, the bytes, one NUL (not counted in length)
+ * Every length is checked against the body before it is used, and the body against its bound.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SOCKET_FD 3
+#define REQUEST_MAGIC 0x314c534dU          /* "MSL1" */
+#define BODY_BYTES_MAX (2U * 1024U * 1024U) /* what Linux takes for argv + environment by default */
+#define STRINGS_MAX 65536U                 /* arguments and variables together */
+#define RLIMITS_MAX 16U                    /* Linux has 16 resources */
+#define DESCRIPTORS_MAX 65536              /* closed one by one where close_range is missing */
+
+enum { EXIT_STEP_FAILED = 126, EXIT_EXEC_FAILED = 127 };
+
+typedef struct {
+    const unsigned char *at;
+    size_t left;
+} cursor_t;
+
+typedef struct {
+    uint32_t resource;
+    struct rlimit limit;
+} resource_limit_t;
+
+typedef struct {
+    resource_limit_t limits[RLIMITS_MAX];
+    uint32_t limit_count;
+    char *directory;
+    char *stdout_path;
+    char *stderr_path;
+    char **arguments;
+    char **variables;
+} request_t;
+
+/* Send all of it; an agent that is gone makes the answer pointless, so failure only ends us. */
+static void answer(const void *bytes, size_t count)
+{
+    const char *next = bytes;
+    while (count > 0) {
+        const ssize_t sent = send(SOCKET_FD, next, count, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR) {
+            continue;
+        }
+        if (sent <= 0) {
+            _exit(EXIT_STEP_FAILED);
+        }
+        next += sent;
+        count -= (size_t)sent;
+    }
+}
+
+__attribute__((noreturn)) static void fail(const char *step, int error, int exit_code)
+{
+    const int32_t code = error;
+    answer("F", 1);
+    answer(&code, sizeof code);
+    answer(step, strlen(step));
+    _exit(exit_code);
+}
+
+__attribute__((noreturn)) static void fail_step(const char *step)
+{
+    fail(step, errno, EXIT_STEP_FAILED);
+}
+
+/* Read exactly count bytes; false on end of stream before the first one. */
+static bool receive(void *into, size_t count)
+{
+    char *next = into;
+    const size_t wanted = count;
+    while (count > 0) {
+        const ssize_t got = read(SOCKET_FD, next, count);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got < 0) {
+            fail_step("receive");
+        }
+        if (got == 0) {
+            if (count == wanted) {
+                return false;
+            }
+            fail("receive", EPIPE, EXIT_STEP_FAILED);
+        }
+        next += got;
+        count -= (size_t)got;
+    }
+    return true;
+}
+
+/* ---- parking: everything that does not depend on the task ---- */
+
+static void close_descriptors_above(int first)
+{
+#ifdef SYS_close_range
+    if (syscall(SYS_close_range, (unsigned)first, ~0U, 0U) == 0) {
+        return;
+    }
+#endif
+    for (int descriptor = first; descriptor < DESCRIPTORS_MAX; descriptor++) {
+        (void)close(descriptor);
+    }
+}
+
+/* Python ignores SIGPIPE and an agent may block signals; both would be inherited by the task. */
+static void reset_signals(void)
+{
+    sigset_t none;
+    for (int number = 1; number < NSIG; number++) {
+        (void)signal(number, SIG_DFL); /* EINVAL for SIGKILL, SIGSTOP and libc's own: nothing to do */
+    }
+    if (sigemptyset(&none) != 0 || sigprocmask(SIG_SETMASK, &none, NULL) != 0) {
+        fail_step("signals");
+    }
+}
+
+static void die_with_parent(pid_t parent)
+{
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) {
+        fail_step("pdeathsig");
+    }
+    if (getppid() != parent) { /* it died before the line above could see it */
+        _exit(0);
+    }
+}
+
+/* An agent may run at a negative score to outlive its tasks; a task must not. A positive score
+ * was chosen by whoever runs the agent and is kept. */
+static void raise_oom_score(void)
+{
+    char text[16] = {0};
+    const int file = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (file < 0) {
+        fail_step("oom_score_adj");
+    }
+    if (read(file, text, sizeof text - 1) <= 0) {
+        fail_step("oom_score_adj");
+    }
+    if (text[0] == '-' && pwrite(file, "0", 1, 0) != 1) {
+        fail_step("oom_score_adj");
+    }
+    (void)close(file);
+}
+
+/* Writing "0" moves the writer, whatever its pid is called in other namespaces. */
+static void join_group(const char *procs_path)
+{
+    const int file = open(procs_path, O_WRONLY | O_CLOEXEC);
+    if (file < 0 || write(file, "0", 1) != 1) {
+        fail_step("join");
+    }
+    (void)close(file);
+}
+
+static void point_at(const char *step, int descriptor, const char *path, int flags)
+{
+    const int file = open(path, flags | O_CLOEXEC, 0644);
+    if (file < 0 || dup2(file, descriptor) < 0) {
+        fail_step(step);
+    }
+    if (file != descriptor) {
+        (void)close(file);
+    }
+}
+
+static void park(int count, char **words)
+{
+    char *end = NULL;
+    if (count < 2) {
+        fail("usage", EINVAL, EXIT_STEP_FAILED);
+    }
+    errno = 0;
+    const long parent = strtol(words[1], &end, 10);
+    if (errno != 0 || *end != '\0' || parent <= 0 || parent > INT_MAX) {
+        fail("usage", EINVAL, EXIT_STEP_FAILED);
+    }
+    if (fcntl(SOCKET_FD, F_SETFD, FD_CLOEXEC) != 0) {
+        _exit(EXIT_STEP_FAILED); /* there is nobody to tell */
+    }
+    close_descriptors_above(SOCKET_FD + 1);
+    die_with_parent((pid_t)parent);
+    reset_signals();
+    if (setsid() < 0) {
+        fail_step("setsid");
+    }
+    raise_oom_score();
+    point_at("stdin", STDIN_FILENO, "/dev/null", O_RDONLY);
+    for (int word = 2; word < count; word++) {
+        join_group(words[word]);
+    }
+}
+
+/* ---- the request ---- */
+
+static void take(cursor_t *cursor, void *into, size_t count)
+{
+    if (cursor->left < count) {
+        fail("request", EBADMSG, EXIT_STEP_FAILED);
+    }
+    memcpy(into, cursor->at, count);
+    cursor->at += count;
+    cursor->left -= count;
+}
+
+static uint32_t take_number(cursor_t *cursor)
+{
+    uint32_t number = 0;
+    take(cursor, &number, sizeof number);
+    return number;
+}
+
+/* Return the string in place; the body outlives every use of it. */
+static char *take_string(cursor_t *cursor)
+{
+    const uint32_t length = take_number(cursor);
+    char *string = (char *)(uintptr_t)cursor->at;
+    if (cursor->left < 1 || length > cursor->left - 1 || string[length] != '\0'
+        || memchr(string, '\0', length) != NULL) {
+        fail("request", EBADMSG, EXIT_STEP_FAILED);
+    }
+    cursor->at += length + 1U;
+    cursor->left -= length + 1U;
+    return string;
+}
+
+static char **take_strings(cursor_t *cursor, uint32_t count)
+{
+    char **strings = calloc((size_t)count + 1U, sizeof *strings); /* ends with NULL */
+    if (strings == NULL) {
+        fail_step("request");
+    }
+    for (uint32_t index = 0; index < count; index++) {
+        strings[index] = take_string(cursor);
+    }
+    return strings;
+}
+
+static resource_limit_t take_rlimit(cursor_t *cursor)
+{
+    resource_limit_t taken = {.resource = take_number(cursor)};
+    uint64_t soft = 0;
+    uint64_t hard = 0;
+    take(cursor, &soft, sizeof soft);
+    take(cursor, &hard, sizeof hard);
+    taken.limit.rlim_cur = (rlim_t)soft;
+    taken.limit.rlim_max = (rlim_t)hard;
+    return taken;
+}
+
+/* Read the one request. Does not return when the agent dismisses us or the request is not sound. */
+static request_t read_request(void)
+{
+    uint32_t head[2];
+    if (!receive(head, sizeof head)) {
+        _exit(0);
+    }
+    if (head[0] != REQUEST_MAGIC || head[1] > BODY_BYTES_MAX) {
+        fail("request", EBADMSG, EXIT_STEP_FAILED);
+    }
+    unsigned char *body = malloc((size_t)head[1] + 1U);
+    if (body == NULL) {
+        fail_step("request");
+    }
+    if (!receive(body, head[1])) {
+        fail("receive", EPIPE, EXIT_STEP_FAILED);
+    }
+    cursor_t cursor = {.at = body, .left = head[1]};
+    const uint32_t argument_count = take_number(&cursor);
+    const uint32_t variable_count = take_number(&cursor);
+    const uint32_t rlimit_count = take_number(&cursor);
+    if (argument_count < 1 || argument_count > STRINGS_MAX
+        || variable_count > STRINGS_MAX - argument_count || rlimit_count > RLIMITS_MAX) {
+        fail("request", EBADMSG, EXIT_STEP_FAILED);
+    }
+    request_t request = {.limit_count = rlimit_count};
+    for (uint32_t index = 0; index < rlimit_count; index++) {
+        request.limits[index] = take_rlimit(&cursor);
+    }
+    request.directory = take_string(&cursor);
+    request.stdout_path = take_string(&cursor);
+    request.stderr_path = take_string(&cursor);
+    request.arguments = take_strings(&cursor, argument_count);
+    request.variables = take_strings(&cursor, variable_count);
+    if (cursor.left != 0) {
+        fail("request", EBADMSG, EXIT_STEP_FAILED);
+    }
+    return request;
+}
+
+__attribute__((noreturn)) static void become(const request_t *request)
+{
+    const int output = O_WRONLY | O_APPEND | O_CREAT | O_NOCTTY;
+    point_at("stdout", STDOUT_FILENO, request->stdout_path, output);
+    if (strcmp(request->stdout_path, request->stderr_path) == 0) {
+        if (dup2(STDOUT_FILENO, STDERR_FILENO) < 0) {
+            fail_step("stderr");
+        }
+    } else {
+        point_at("stderr", STDERR_FILENO, request->stderr_path, output);
+    }
+    if (chdir(request->directory) != 0) {
+        fail_step("chdir");
+    }
+    /* Last, so that a low limit on files or memory binds the task and not our own steps. */
+    for (uint32_t index = 0; index < request->limit_count; index++) {
+        const resource_limit_t *wanted = &request->limits[index];
+        if (setrlimit((int)wanted->resource, &wanted->limit) != 0) {
+            fail_step("rlimit");
+        }
+    }
+    answer("E", 1);
+    environ = request->variables; /* execvp then searches the PATH of the task, not the agent's */
+    (void)execvp(request->arguments[0], request->arguments);
+    fail("exec", errno, EXIT_EXEC_FAILED);
+}
+
+int main(int count, char **words)
+{
+    park(count, words);
+    answer("R", 1);
+    const request_t request = read_request();
+    become(&request);
+}

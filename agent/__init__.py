@@ -1,0 +1,1 @@
+"""The agent: samples, runs, reports; the controller is only ever met on the wire."""

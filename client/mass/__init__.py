@@ -1,0 +1,1 @@
+"""The Python face of MASS: generated messages live in mass.v1."""

@@ -1,0 +1,1 @@
+"""The controller: the thinking in core, thin shells around it."""

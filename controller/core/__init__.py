@@ -1,0 +1,1 @@
+"""The thinking: events in, commands out; no clock, no IO, no randomness."""

@@ -1,0 +1,131 @@
+"""What can happen to the cluster. The engine stamps each event; the core never reads a clock.
+
+Samples are not events: they are written straight into the series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.core.model import KnownAttempt, OomCause, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """An agent said hello on a new stream."""
+
+    at_ns: int
+    node_id: str
+    instance_id: str
+    machine_id: str
+    boot_id: str
+    agent_version: str
+    memory_total_bytes: int
+    memory_declared_bytes: int | None
+    cpus: float
+    enforcement: str
+    attempts: tuple[KnownAttempt, ...]
+    stream: int  # the engine's number of the stream; a later one replaces an earlier one
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLeft:
+    """A stream has ended; one that was replaced before changes nothing."""
+
+    at_ns: int
+    node_id: str
+    stream: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    """A user wants new tasks. Answered with the tuple of their ids."""
+
+    at_ns: int
+    request_id: str
+    user: str
+    specs: tuple[TaskSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksCancelled:
+    """A user wants tasks ended. Answered with the tuple of tasks as they are then."""
+
+    at_ns: int
+    task_ids: tuple[int, ...]
+    grace_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """An agent's report: the process runs."""
+
+    at_ns: int
+    node_id: str
+    sequence: int
+    task_id: int
+    attempt: int
+    started_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An agent's report: the process and its tree are gone, or it never started."""
+
+    at_ns: int
+    node_id: str
+    sequence: int
+    task_id: int
+    attempt: int
+    exit_code: int | None
+    signal: int | None
+    memory_peak_bytes: int
+    oom_kill_count: int
+    oom_cause: OomCause
+    started_at_ns: int
+    ended_at_ns: int
+    timed_out: bool
+    stopped: bool
+    start_error: str
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCordoned:
+    """Somebody keeps new tasks off a node. Answered with the node."""
+
+    at_ns: int
+    node_id: str
+    reason: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUncordoned:
+    """Somebody lets new tasks onto a node again. Answered with the node."""
+
+    at_ns: int
+    node_id: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: silences, leases and holds are looked at."""
+
+    at_ns: int
+
+
+Event = (
+    NodeJoined
+    | NodeLeft
+    | TasksSubmitted
+    | TasksCancelled
+    | AttemptStarted
+    | AttemptEnded
+    | NodeCordoned
+    | NodeUncordoned
+    | Tick
+)

@@ -1,0 +1,91 @@
+"""Every default and bound of the controller, in one table; nothing else holds such a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+MINUTE_NS = 60 * SECOND_NS
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds a controller runs with. Bytes and nanoseconds throughout."""
+
+    # The cycle.
+    interval_ns: int = 6 * SECOND_NS  # the longest gap between two cycles
+    evaluation_gap_ns: int = 200 * MILLISECOND_NS  # the shortest gap between two caused by samples
+
+    # Nodes.
+    nodes_max: int = 1_000
+    tasks_running_max: int = 1_000
+    sample_interval_ns: int = 1 * SECOND_NS
+    heartbeat_ns: int = 10 * SECOND_NS
+    node_unreachable_ns: int = 30 * SECOND_NS
+    node_down_ns: int = 120 * SECOND_NS
+    # A value holds for three heartbeats, then the metric is NO_DATA.
+    sample_hold_ns: int = 30 * SECOND_NS
+
+    # Attempts.
+    attempt_lease_ns: int = 15 * MINUTE_NS
+    cancel_grace_ns: int = 10 * SECOND_NS
+    cancel_grace_max_ns: int = 3_600 * SECOND_NS
+    lease_margin_ns: int = 30 * SECOND_NS  # clocks and queues on both sides of a lost lease
+    memory_requeues_max: int = 5
+
+    # Tasks.
+    tasks_open_max: int = 200_000
+    tasks_per_call_max: int = 10_000
+    memory_request_default_bytes: int = 1 * GIB
+    memory_request_max_bytes: int = 1 << 50
+    cpus_default: float = 1.0
+    cpus_max: float = 4_096.0
+    priority_max: int = 1_000_000
+    retries_max: int = 100
+    command_bytes_max: int = 128 * KIB
+    environment_bytes_max: int = 128 * KIB
+    name_length_max: int = 200
+    request_id_length_max: int = 64
+    submissions_kept: int = 100_000
+
+    # A task that others have overtaken for this long gets a node kept free for it.
+    overtaken_max_ns: int = 30 * SECOND_NS
+
+    # The share of a machine that tasks never get.
+    system_reserve_ratio: float = 0.05
+    system_reserve_min_bytes: int = 256 * MIB
+
+    # Pressure: percent of the capacity used, or the time in which it is foreseen to be full.
+    pressure_warn_percent: float = 80.0
+    pressure_high_percent: float = 90.0
+    pressure_critical_percent: float = 95.0
+    pressure_warn_ns: int = 60 * SECOND_NS
+    pressure_high_ns: int = 15 * SECOND_NS
+    pressure_critical_ns: int = 3 * SECOND_NS
+
+    # Output and history.
+    output_tail_bytes: int = 64 * KIB
+    log_read_bytes_max: int = 256 * KIB
+    history_tasks_max: int = 1_000_000
+    history_age_ns: int = 30 * 24 * 3_600 * SECOND_NS
+    alerts_resolved_kept_ns: int = 15 * MINUTE_NS
+
+    # Queues.
+    outbox_messages_max: int = 10_000
+    events_queued_max: int = 100_000
+
+    # The pool; 0 derives it from nodes_max and the metrics kept.
+    pool_bytes: int = 0
+
+    def system_reserve_bytes(self, total_bytes: int) -> int:
+        """Return what a machine of that size keeps for itself, in bytes."""
+        return max(self.system_reserve_min_bytes, int(total_bytes * self.system_reserve_ratio))
+
+
+DEFAULT_LIMITS = Limits()

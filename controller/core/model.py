@@ -1,0 +1,230 @@
+"""The values the core thinks in: tasks, attempts, nodes and their states.
+
+All are frozen: a change is a new value. Memory is in bytes, time in nanoseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class TaskState(Enum):
+    """Where a task is in its life; the values are the words people read."""
+
+    HELD = "HELD"
+    PENDING = "PENDING"
+    ASSIGNED = "ASSIGNED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPING = "STOPPING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMED_OUT = "TIMED_OUT"
+    CANCELLED = "CANCELLED"
+    LOST = "LOST"
+
+
+class NodeState(Enum):
+    """Whether a node can be reached."""
+
+    JOINING = "JOINING"
+    READY = "READY"
+    UNREACHABLE = "UNREACHABLE"
+    DOWN = "DOWN"
+
+
+class Scheduling(Enum):
+    """Whether people let new tasks onto a node."""
+
+    ENABLED = "ENABLED"
+    CORDONED = "CORDONED"
+    DRAINING = "DRAINING"
+    DRAINED = "DRAINED"
+
+
+class Pressure(Enum):
+    """How near a node is to the end of its memory."""
+
+    NONE = "NONE"
+    WARN = "WARN"
+    HIGH = "HIGH"
+    CRITICAL = "CRITICAL"
+
+
+class AlertState(Enum):
+    """Where an alert is in its life."""
+
+    INACTIVE = "INACTIVE"
+    PENDING = "PENDING"
+    FIRING = "FIRING"
+    KEEP_FIRING = "KEEP_FIRING"
+    RESOLVED = "RESOLVED"
+    NO_DATA = "NO_DATA"
+
+
+class OomCause(Enum):
+    """Whose doing an end for want of memory was."""
+
+    NONE = "NONE"
+    OWN_LIMIT = "OWN_LIMIT"
+    BYSTANDER = "BYSTANDER"
+    GUARD = "GUARD"
+    OUTSIDE = "OUTSIDE"
+    CHILD_ONLY = "CHILD_ONLY"
+
+
+class OutputStream(Enum):
+    """One of a task's two outputs."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+ENDED_STATES = frozenset(
+    {
+        TaskState.SUCCEEDED,
+        TaskState.FAILED,
+        TaskState.OUT_OF_MEMORY,
+        TaskState.TIMED_OUT,
+        TaskState.CANCELLED,
+        TaskState.LOST,
+    }
+)
+WAITING_STATES = frozenset({TaskState.HELD, TaskState.PENDING})
+# A task in one of these holds a reservation on the node of its latest attempt.
+PLACED_STATES = frozenset(
+    {
+        TaskState.ASSIGNED,
+        TaskState.STARTING,
+        TaskState.RUNNING,
+        TaskState.PAUSED,
+        TaskState.STOPPING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What a user asks for, checked and with the defaults filled in."""
+
+    command: tuple[str, ...]
+    name: str
+    category: str
+    memory_request_bytes: int
+    memory_limit_bytes: int | None  # the user's own hard limit; None leaves it to the policy
+    cpus: float = 1.0
+    priority: int = 0
+    time_limit_ns: int | None = None
+    retries: int = 0
+    requeue: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task and its latest attempt."""
+
+    id: int
+    spec: TaskSpec
+    user: str
+    state: TaskState
+    submitted_at_ns: int
+    reason_code: str = ""
+    reason: str = ""
+    attempt: int = 0  # the number fences: a report of an older attempt changes nothing
+    node_id: str = ""
+    instance_id: str = ""  # the agent process that was given the attempt
+    assigned_at_ns: int = 0
+    started_at_ns: int = 0
+    ended_at_ns: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+    memory_peak_bytes: int = 0
+    memory_limit_bytes: int | None = None  # what the kernel enforces on the attempt
+    oom_cause: OomCause = OomCause.NONE
+    failures: int = 0
+    memory_requeues: int = 0
+    cancelled: bool = False  # its user wants it ended
+
+    @property
+    def ended(self) -> bool:
+        """Say whether it has ended for good."""
+        return self.state in ENDED_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One ended attempt, kept for people and for learning."""
+
+    task_id: int
+    number: int
+    node_id: str
+    outcome: TaskState
+    assigned_at_ns: int
+    started_at_ns: int
+    ended_at_ns: int
+    exit_code: int | None
+    signal: int | None
+    memory_peak_bytes: int
+    memory_limit_bytes: int | None
+    oom_cause: OomCause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A worker: what its agent said at its last hello, and what people decided."""
+
+    id: str
+    machine_id: str
+    boot_id: str
+    instance_id: str
+    agent_version: str
+    memory_total_bytes: int
+    memory_declared_bytes: int | None  # the agent's --memory
+    cpus: float
+    enforcement: str
+    joined_at_ns: int
+    scheduling: Scheduling = Scheduling.ENABLED
+    scheduling_reason: str = ""
+    scheduling_by: str = ""
+    scheduling_since_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAttempt:
+    """An attempt an agent says it has and whose end is not acknowledged."""
+
+    task_id: int
+    attempt: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One rule on one node, with every instant of its life in a field of its own."""
+
+    name: str
+    node_id: str
+    state: AlertState
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    value: float
+    active_at_ns: int
+    fired_at_ns: int = 0
+    resolved_at_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An accepted call of SubmitTasks: the ids first_task_id, first_task_id + 1, ..."""
+
+    request_id: str
+    first_task_id: int
+    count: int
+    at_ns: int

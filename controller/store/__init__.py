@@ -1,0 +1,1 @@
+"""Remembering: one protocol and the stores that keep it."""

@@ -206,7 +206,7 @@ class ChildProcess:
 
 
 class ParkedLauncher(Generic[PlaceT]):
-    """One launcher inside its place, ready for one request."""
+    """One launcher inside its place; after `start` its process is the task."""
 
     def __init__(self, place: PlaceT, process: ChildProcess, channel: socket.socket) -> None:
         self.place = place
@@ -214,11 +214,11 @@ class ParkedLauncher(Generic[PlaceT]):
         self._channel = channel
 
     @classmethod
-    async def park(cls, place: PlaceT, executable: str) -> ParkedLauncher[PlaceT]:
-        """Spawn a launcher and return it when it waits inside its place.
+    def spawn(cls, place: PlaceT, executable: str) -> ParkedLauncher[PlaceT]:
+        """Spawn a launcher that makes its way into the place; about 1 ms.
 
         Raises:
-            LauncherMissing, StepFailed, LauncherDied: the process is gone, the place is free.
+            LauncherMissing: the program is not there or cannot be run.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -236,78 +236,228 @@ class ParkedLauncher(Generic[PlaceT]):
         finally:
             theirs.close()
         ours.setblocking(False)
-        launcher = cls(place, ChildProcess(pid), ours)
-        try:
-            answer = await launcher._receive(READY_TIMEOUT_SECONDS)
-            if answer[:1] == _FAILED:
-                raise await launcher._failure(answer, ", ".join(place.join_paths))
-            if answer != _READY:
-                raise LauncherDied(f"launcher {pid} ended before it was ready")
-        except BaseException:
-            await launcher.dismiss()
-            raise
-        return launcher
+        return cls(place, ChildProcess(pid), ours)
 
-    async def start(self, request: bytes, described: Request) -> ChildProcess:
-        """Become the request; return the process when exec has happened.
-
-        On any error the caller owns the launcher still and must dismiss it.
+    async def ready(self) -> None:
+        """Return when the launcher waits inside its place.
 
         Raises:
-            StepFailed: with the step that failed. LauncherDied: it ended before exec.
+            StepFailed: with the step of parking. LauncherDied: it ended on the way.
         """
+        answer = await self._receive("park", READY_TIMEOUT_SECONDS)
+        if answer.startswith(_FAILED):
+            step, code = _parse_failure(await self._receive_rest("park", answer))
+            raise StepFailed(step, code, ", ".join(self.place.join_paths) if step == "join" else "")
+        if answer != _READY:
+            raise LauncherDied(f"launcher {self.process.pid} ended before it was ready")
+
+    async def start(self, request: Request) -> None:
+        """Become the request; return when exec has happened.
+
+        Raises:
+            RequestRefused: the launcher is unharmed. StepFailed: with the step that failed.
+            LauncherDied: it ended before exec, so nothing of the request ever ran.
+        """
+        encoded = request.encode()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(EXEC_TIMEOUT_SECONDS):
-                await loop.sock_sendall(self._channel, request)
+                await loop.sock_sendall(self._channel, encoded)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise LauncherDied(f"launcher {self.process.pid} ended while it was parked") from error
         except TimeoutError as error:
-            raise LauncherDied(f"launcher {self.process.pid} does not read its request") from error
-        answer = b""
-        while True:
-            chunk = await self._receive(EXEC_TIMEOUT_SECONDS)
-            if not chunk:
-                break
-            answer += chunk
-        if not answer.startswith(_EXEC):
-            if answer.startswith(_FAILED):
-                raise await self._failure(answer, described)
-            raise LauncherDied(f"launcher {self.process.pid} ended before exec")
+            raise StepFailed("receive", errno.ETIMEDOUT) from error
+        answer = await self._receive_rest("exec", b"")
+        failure = answer.removeprefix(_EXEC)
+        if failure:
+            step, code = _parse_failure(failure)
+            raise StepFailed(step, code, request.subject_of(step))
         if answer != _EXEC:
-            raise await self._failure(answer[1:], described)
+            raise LauncherDied(f"launcher {self.process.pid} ended before exec")
         self._channel.close()
-        return self.process
 
-    async def dismiss(self) -> ExitStatus:
-        """End the launcher, or whatever it has become, and wait until it is gone."""
+    def dismiss(self, gone: Callable[[], None]) -> None:
+        """Kill the launcher, or what it has become, and call back from the loop when it is gone.
+
+        Not a coroutine, so that nothing is left behind where a caller is cancelled.
+        """
         self._channel.close()
         self.process.send_signal(signal.SIGKILL)
-        ended = asyncio.get_running_loop().create_future()
-        self.process.on_end(lambda: ended.cancelled() or ended.set_result(None))
-        try:
-            await asyncio.shield(ended)
-        finally:
-            if not ended.done():
-                self.process.forget_end()
-        return self.process.collect()
 
-    async def _receive(self, timeout_seconds: float) -> bytes:
-        loop = asyncio.get_running_loop()
+        def ended() -> None:
+            self.process.collect()
+            gone()
+
+        self.process.on_end(ended)
+
+    async def _receive_rest(self, waiting_for: str, answer: bytes) -> bytes:
+        while chunk := await self._receive(waiting_for, EXEC_TIMEOUT_SECONDS):
+            answer += chunk
+        return answer
+
+    async def _receive(self, waiting_for: str, timeout_seconds: float) -> bytes:
+        """Return the next bytes, empty at the end of the stream.
+
+        A launcher that says nothing is a failed step, not a dead one: it might still exec until
+        it is dismissed, so it must not be answered with a second launcher.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await loop.sock_recv(self._channel, 4096)
+                return await asyncio.get_running_loop().sock_recv(self._channel, 4096)
         except ConnectionResetError:
             return b""
         except TimeoutError as error:
-            raise LauncherDied(
-                f"launcher {self.process.pid} said nothing for {timeout_seconds:g} s"
-            ) from error
+            raise StepFailed(waiting_for, errno.ETIMEDOUT) from error
 
-    async def _failure(self, answer: bytes, about: Request | str) -> StepFailed:
-        """Read the rest of a failure report and return it as an error."""
-        while chunk := await self._receive(EXEC_TIMEOUT_SECONDS):
-            answer += chunk
-        code = struct.unpack_from("=i", answer, 1)[0] if len(answer) >= 5 else errno.EPROTO
-        step = answer[5:].decode("ascii", "replace") or "launcher"
-        return StepFailed(step, code, about if isinstance(about, str) else about.subject_of(step))
+
+def _parse_failure(report: bytes) -> tuple[str, int]:
+    """Return (step, errno) of an 'F' report; a torn one means that the launcher was killed."""
+    if len(report) < 5 or not report.startswith(_FAILED):
+        return "launcher", errno.EPROTO
+    code: int = struct.unpack_from("=i", report, 1)[0]
+    return report[5:].decode("ascii", "replace"), code
+
+
+class LauncherPool(Generic[PlaceT]):
+    """Keeps `parked` launchers ready and replaces each one that is used.
+
+    `prepare` makes a place, `discard` takes back one whose launcher never became a task and is
+    gone. Both run on the loop. A start that finds nothing parked spawns a launcher at once.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[], PlaceT],
+        discard: Callable[[PlaceT], None],
+        *,
+        parked: int = 2,
+        executable: str | None = None,
+    ) -> None:
+        self._prepare = prepare
+        self._discard = discard
+        self._parked_wanted = parked
+        self._executable = executable or default_executable()
+        self._parked: deque[ParkedLauncher[PlaceT]] = deque()
+        self._leaving: set[ParkedLauncher[PlaceT]] = set()
+        self._failures_in_row = 0
+        self._refilling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def parked_count(self) -> int:
+        """Return how many launchers are ready now."""
+        return len(self._parked)
+
+    async def open(self) -> None:
+        """Park the first launchers.
+
+        Raises:
+            LauncherError: the first one could not be parked; nothing is left running.
+        """
+        for _ in range(self._parked_wanted):
+            self._add(await self._park())
+
+    async def start(
+        self, request: Request, before: Callable[[PlaceT], None]
+    ) -> tuple[ChildProcess, PlaceT]:
+        """Start the request; `before` sets up the place first, and may raise to call it off.
+
+        Returns the process after exec and its place; both are the caller's from then on.
+
+        Raises:
+            RequestRefused, StepFailed, LauncherDied, LauncherMissing, or what `before` raises.
+        """
+        for attempt in range(1, STARTS_MAX + 1):
+            launcher = await self._take()
+            try:
+                before(launcher.place)
+                await launcher.start(request)
+            except BaseException as error:
+                self._dismiss(launcher)
+                if isinstance(error, LauncherDied) and attempt < STARTS_MAX:
+                    LOG.warning("launcher died parked, starting again: %s", error)
+                    continue
+                raise
+            return launcher.process, launcher.place
+        raise AssertionError("the last attempt returns or raises")
+
+    async def close(self) -> None:
+        """Dismiss every parked launcher and wait until their places are discarded."""
+        self._closed = True
+        if self._refilling is not None:
+            self._refilling.cancel()
+            await asyncio.wait([self._refilling])
+        while self._parked:
+            launcher = self._parked.popleft()
+            launcher.process.forget_end()
+            self._dismiss(launcher)
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            while self._leaving:
+                await asyncio.sleep(0.001)
+
+    async def _take(self) -> ParkedLauncher[PlaceT]:
+        if not self._parked:
+            launcher = await self._park()
+        else:
+            launcher = self._parked.popleft()
+            launcher.process.forget_end()
+        self._refill()
+        return launcher
+
+    async def _park(self) -> ParkedLauncher[PlaceT]:
+        place = self._prepare()
+        try:
+            launcher = ParkedLauncher.spawn(place, self._executable)
+        except LauncherMissing:
+            self._discard(place)
+            raise
+        try:
+            await launcher.ready()
+        except BaseException:
+            self._dismiss(launcher)
+            raise
+        return launcher
+
+    def _add(self, launcher: ParkedLauncher[PlaceT]) -> None:
+        def died_parked() -> None:
+            self._parked.remove(launcher)
+            launcher.process.collect()
+            self._discard(launcher.place)
+            self._failures_in_row += 1
+            LOG.warning("parked launcher died pid=%d", launcher.process.pid)
+            self._refill()
+
+        launcher.process.on_end(died_parked)
+        self._parked.append(launcher)
+
+    def _dismiss(self, launcher: ParkedLauncher[PlaceT]) -> None:
+        def gone() -> None:
+            self._leaving.discard(launcher)
+            self._discard(launcher.place)
+
+        self._leaving.add(launcher)
+        launcher.dismiss(gone)
+
+    def _refill(self) -> None:
+        if self._closed or (self._refilling is not None and not self._refilling.done()):
+            return
+        self._refilling = asyncio.get_running_loop().create_task(self._fill())
+
+    async def _fill(self) -> None:
+        while len(self._parked) < self._parked_wanted:
+            if self._failures_in_row:
+                pauses = REFILL_PAUSES_SECONDS
+                await asyncio.sleep(pauses[min(self._failures_in_row, len(pauses)) - 1])
+            try:
+                launcher = await self._park()
+            except (LauncherError, OSError) as error:
+                self._failures_in_row += 1
+                LOG.warning("cannot park a launcher: %s", error)
+                continue
+            self._failures_in_row = 0
+            self._add(launcher)
+
+
+def default_executable() -> str:
+    """Return the path of the compiled launcher that was installed beside this module."""
+    return str(Path(__file__).with_name("mass-launcher"))

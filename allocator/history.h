@@ -7,6 +7,8 @@
  * by integrating f, so raw samples and rows answer the same question with different grain.
  *
  * Nothing here allocates, locks or reads a clock. The block holds no pointers: it may be copied.
+ *
+ * The declarations between the cffi marks are read by build.py: plain C only, no conditionals.
  */
 #ifndef MASS_HISTORY_H
 #define MASS_HISTORY_H
@@ -14,13 +16,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MASS_HISTORY_METRICS_MAX 64u
+#define MASS_HISTORY_METRICS_MAX 64
 
 /* Levels: how much each metric keeps. Level 0 keeps 64 samples, 36 ten-second and 60 one-minute
  * rows; each further level keeps half; level 3 keeps nothing and has no block at all. */
-#define MASS_HISTORY_LEVEL_NONE 3u
+#define MASS_HISTORY_LEVEL_NONE 3
 
-typedef enum {
+/* cffi: begin */
+
+typedef enum mass_window {
     MASS_WINDOW_AVG = 0,   /* integral of f over the time it has a value, divided by that time */
     MASS_WINDOW_MIN = 1,
     MASS_WINDOW_MAX = 2,
@@ -28,6 +32,8 @@ typedef enum {
     MASS_WINDOW_DELTA = 4, /* f(now) minus the first value of f in the window */
     MASS_WINDOW_RATE = 5   /* that delta per second since f had its first value in the window */
 } mass_window_t;
+
+/* cffi: end */
 
 typedef struct mass_history mass_history_t;
 

@@ -358,20 +358,20 @@ class LauncherPool(Generic[PlaceT]):
             self._add(await self._park())
 
     async def start(
-        self, request: Request, before: Callable[[PlaceT], None]
+        self, prepare_request: Callable[[PlaceT], Request]
     ) -> tuple[ChildProcess, PlaceT]:
-        """Start the request; `before` sets up the place first, and may raise to call it off.
+        """Start what `prepare_request` returns once it has set up the place it is given.
 
         Returns the process after exec and its place; both are the caller's from then on.
 
         Raises:
-            RequestRefused, StepFailed, LauncherDied, LauncherMissing, or what `before` raises.
+            RequestRefused, StepFailed, LauncherDied, LauncherMissing, or what `prepare_request`
+            raises; nothing of the request runs then.
         """
         for attempt in range(1, STARTS_MAX + 1):
             launcher = await self._take()
             try:
-                before(launcher.place)
-                await launcher.start(request)
+                await launcher.start(prepare_request(launcher.place))
             except BaseException as error:
                 self._dismiss(launcher)
                 if isinstance(error, LauncherDied) and attempt < STARTS_MAX:

@@ -1,0 +1,104 @@
+"""The seam between starting tasks and holding them to their memory.
+
+Owns what every way of enforcement must offer, and the choice among them. The rule kept: what the
+chosen way cannot do is said in words, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agent.cgroup1 import Cgroup1
+from agent.group import EnforcementError, Group, LimitRefused
+from agent.watchdog import Watchdog
+
+__all__ = ["Detection", "Enforcement", "EnforcementError", "Group", "LimitRefused", "detect"]
+
+
+class Enforcement(Protocol):
+    """One way to hold groups of processes to their memory limits.
+
+    Calls are made from one thread, except `sweep` and `poll`, which block for long and may run
+    in another one. Sizes are bytes of memory a task cannot give back: page cache never counts.
+    """
+
+    @property
+    def name(self) -> str:
+        """The word for it in configuration, logs and the agent's hello."""
+
+    @property
+    def poll_interval_ns(self) -> int | None:
+        """How often `poll` must be called, or None when the kernel enforces by itself."""
+
+    def describe(self) -> dict[str, bool | str]:
+        """Return what it can and cannot do, for the hello and for people."""
+
+    def prepare(self) -> Group:
+        """Make an empty group for a launcher to wait in. Raises EnforcementError."""
+
+    def set_limit(self, group: Group, limit_bytes: int | None) -> None:
+        """Hold the group to the limit, None for no limit.
+
+        Raises LimitRefused when the group uses more and cannot give it back.
+        """
+
+    def started(self, group: Group, pid: int) -> None:
+        """Learn the main process: its exec is about to be reported to the runner's caller."""
+
+    def usage(self, group: Group) -> int:
+        """Return memory used by the whole group now."""
+
+    def peak(self, group: Group) -> int:
+        """Return the most memory the group is known to have used, at most its limit."""
+
+    def oom_kills(self, group: Group) -> int:
+        """Return how many of its processes were killed for its limit."""
+
+    def signal(self, group: Group, number: int) -> int:
+        """Signal every process of the group; return how many there were."""
+
+    def kill(self, group: Group) -> int:
+        """Send SIGKILL to every process of the group; return how many there were.
+
+        Zero means that the group is empty; anything else asks for another call a little later.
+        """
+
+    def remove(self, group: Group) -> None:
+        """Forget the empty group. Raises EnforcementError when it is not empty."""
+
+    def poll(self) -> None:
+        """Look at all groups once and act on those over their limit."""
+
+    def sweep(self) -> tuple[str, ...]:
+        """Kill and remove what an ended life of this node left; return its names.
+
+        Raises EnforcementError when something cannot be ended within its bound.
+        """
+
+    def close(self) -> None:
+        """Remove what all groups share; every group must be removed before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The best way available, and for each better one why it is not."""
+
+    enforcement: Enforcement
+    refused: Mapping[str, str]
+
+
+def detect(node_name: str, parent: Path | None = None) -> Detection:
+    """Choose the best enforcement this process can use, by trying it.
+
+    `parent` is the memory cgroup to make groups below, instead of this process's own; then
+    leftovers are looked for below it only.
+    """
+    refused = {"cgroup2": "this version of the agent does not drive cgroup v2"}
+    try:
+        return Detection(Cgroup1.probe(node_name, parent), refused)
+    except EnforcementError as error:
+        refused["cgroup1"] = str(error)
+    return Detection(Watchdog(node_name), refused)

@@ -1,0 +1,330 @@
+"""Starts attempts, keeps their processes together, and says how each one ended.
+
+Owns the processes of this node and their groups. The rule kept: an attempt that was started is
+reported as ended exactly once, and only when nothing of its tree runs any more.
+
+An attempt has ended when its main process has ended. What its tree still holds then - a daemon it
+left behind, a child in a session of its own - is killed, the group is removed, and only then
+`on_exit` is called. An exit code of 0 with an oom_kill_count above 0 is possible: a child was
+killed for the limit and the main process went on. What that means is the controller's decision.
+
+Times are unix nanoseconds. All methods belong to one asyncio loop, whose thread must live as long
+as the tasks (see `allocator.launcher`): they die with it, and with the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+
+from agent.enforce import Enforcement, EnforcementError, Group
+from allocator.launcher import (
+    ChildProcess,
+    ExitStatus,
+    LauncherError,
+    LauncherPool,
+    Request,
+    RequestRefused,
+    StepFailed,
+)
+
+LOG = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+
+# SIGKILL ends a tree in milliseconds; only a process that hangs in the kernel (a dead network
+# disk) takes longer. Its memory and its writes are still real, so its end is not reported early.
+KILL_PAUSES_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
+STUCK_WARNING_SECONDS = 30.0
+CLOSE_SECONDS_MAX = 30.0  # then the next life of this node sweeps what is left
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything needed to start one attempt.
+
+    `environment` is complete, nothing is inherited from the agent. The output files are opened
+    for append; their directories are made. `memory_limit_bytes` None means no limit. `cpus` is
+    what placement set aside; it is not enforced.
+    """
+
+    key: Key
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    working_directory: str
+    stdout_path: str
+    stderr_path: str
+    memory_limit_bytes: int | None
+    cpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an attempt ended: exit_code or signal, both None when the status was lost.
+
+    `oom_kill_count` is the enforcement's own counter, compared with 0 it tells a kill for memory;
+    no exit code does.
+    """
+
+    key: Key
+    exit_code: int | None
+    signal: int | None
+    memory_peak_bytes: int
+    oom_kill_count: int
+    started_at_ns: int
+    ended_at_ns: int
+    memory_limit_bytes: int | None
+
+
+class StartError(Exception):
+    """An attempt could not be started and nothing of it runs; `step` says what failed.
+
+    `step` is a step of the launcher (exec, chdir, stdout, stderr, request, ...) or one of key,
+    output, group, limit, launcher. `errno` is 0 where the kernel gave none.
+    """
+
+    def __init__(self, step: str, code: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+        self.errno = code
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A started attempt whose end has not been reported."""
+
+    launch: Launch
+    group: Group
+    process: ChildProcess
+    started_at_ns: int
+
+
+class Runner:
+    """The processes of this node; the module says what an end is.
+
+    `parked` launchers wait ready for a start. `on_exit` is called from the loop, once for each
+    started attempt. Between `open` and `close`, the number of attempts is bounded by whoever
+    assigns them, since each holds memory the node must have reserved.
+    """
+
+    def __init__(
+        self,
+        enforcement: Enforcement,
+        *,
+        parked: int = 2,
+        on_exit: Callable[[Exit], None],
+        launcher_path: str | None = None,
+    ) -> None:
+        self._enforcement = enforcement
+        self._on_exit = on_exit
+        self._pool = LauncherPool(
+            enforcement.prepare, self._discard, parked=parked, executable=launcher_path
+        )
+        self._attempts: dict[Key, Attempt] = {}
+        self._starting: set[Key] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Kill and remove what an earlier life of this node left, then park the first launchers.
+
+        Raises:
+            EnforcementError: leftovers cannot be ended, so starting tasks would be wrong.
+            LauncherError: no launcher can be parked.
+        """
+        for name in await asyncio.to_thread(self._enforcement.sweep):
+            LOG.warning("killed leftovers of an earlier life name=%s", name)
+        await self._pool.open()
+        if self._enforcement.poll_interval_ns is not None:
+            interval_seconds = self._enforcement.poll_interval_ns / 1e9
+            self._polling = asyncio.create_task(self._poll(interval_seconds))
+
+    async def close(self) -> None:
+        """Kill every attempt, report their ends, dismiss the launchers and remove all groups."""
+        self._closed = True
+        for key in tuple(self._attempts):
+            self.kill(key)
+        deadline = time.monotonic() + CLOSE_SECONDS_MAX
+        while self._attempts or self._starting or self._finishing:
+            if time.monotonic() > deadline:
+                names = ", ".join(_name(key) for key in sorted(self._attempts))
+                LOG.error("closing with processes left of tasks %s", names)
+                break
+            await asyncio.sleep(0.002)
+        await self._pool.close()
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.wait([self._polling])
+        if not self._attempts:
+            self._enforcement.close()
+
+    async def start(self, launch: Launch) -> int:
+        """Start the attempt and return the pid of its main process once exec has happened.
+
+        Takes about 1 ms with a parked launcher and 20 ms without one.
+
+        Raises:
+            StartError: nothing of the attempt runs, and its end will not be reported.
+        """
+        key = launch.key
+        if self._closed:
+            raise StartError("key", errno.ESHUTDOWN, f"task {_name(key)}: the agent is closing")
+        if key in self._attempts or key in self._starting:
+            raise StartError("key", errno.EEXIST, f"task {_name(key)} is already running here")
+        self._starting.add(key)
+        try:
+            return await self._start(launch)
+        except StepFailed as error:
+            raise StartError(error.step, error.code, str(error)) from error
+        except RequestRefused as error:
+            raise StartError("request", errno.EINVAL, str(error)) from error
+        except LauncherError as error:
+            raise StartError("launcher", 0, str(error)) from error
+        except EnforcementError as error:
+            raise StartError("group", 0, str(error)) from error
+        finally:
+            self._starting.discard(key)
+
+    def terminate(self, key: Key) -> None:
+        """Ask every process of the attempt's tree to end (SIGTERM); unknown keys do nothing."""
+        attempt = self._attempts.get(key)
+        if attempt is not None:
+            self._enforcement.signal(attempt.group, signal.SIGTERM)
+
+    def kill(self, key: Key) -> None:
+        """Kill the attempt's whole tree; `on_exit` follows when it is empty.
+
+        Unknown keys do nothing: the attempt has ended or was never started.
+        """
+        attempt = self._attempts.get(key)
+        if attempt is not None:
+            self._enforcement.usage(attempt.group)  # the last chance to see its peak
+            self._enforcement.kill(attempt.group)
+            # What ends the attempt is the end of this process: it must not slip through.
+            attempt.process.send_signal(signal.SIGKILL)
+
+    def usage(self) -> dict[Key, int]:
+        """Return memory_used_bytes of every running attempt: whole trees, no page cache."""
+        return {
+            key: self._enforcement.usage(attempt.group) for key, attempt in self._attempts.items()
+        }
+
+    def running(self) -> frozenset[Key]:
+        """Return the attempts that were started and whose end has not been reported."""
+        return frozenset(self._attempts)
+
+    async def _start(self, launch: Launch) -> int:
+        for path in (launch.stdout_path, launch.stderr_path):
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            except OSError as error:
+                message = f"output {os.path.dirname(path)}: {error.strerror}"
+                raise StartError("output", error.errno or 0, message) from error
+
+        def prepare_request(group: Group) -> Request:
+            self._enforcement.set_limit(group, launch.memory_limit_bytes)
+            return Request(
+                launch.argv,
+                {**launch.environment, **dict(group.variables)},
+                launch.working_directory,
+                launch.stdout_path,
+                launch.stderr_path,
+            )
+
+        process, group = await self._pool.start(prepare_request)
+        self._enforcement.started(group, process.pid)
+        attempt = Attempt(launch, group, process, time.time_ns())
+        self._attempts[launch.key] = attempt
+        process.on_end(lambda: self._main_ended(attempt))
+        if self._closed:
+            self.kill(launch.key)
+        return process.pid
+
+    def _main_ended(self, attempt: Attempt) -> None:
+        self._in_background(self._finish(attempt))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("a started attempt could not be finished", exc_info=error)
+
+    async def _finish(self, attempt: Attempt) -> None:
+        """Empty the group, read what it has to say, remove it, report the end."""
+        ended_at_ns = time.time_ns()
+        group = attempt.group
+        await self._empty(group)
+        # Only now: while the status is not collected, the pid cannot mean another process.
+        status = attempt.process.collect()
+        peak_bytes = self._enforcement.peak(group)
+        oom_kill_count = self._enforcement.oom_kills(group)
+        self._remove(group)
+        del self._attempts[attempt.launch.key]
+        self._on_exit(_exit(attempt, status, peak_bytes, oom_kill_count, ended_at_ns))
+
+    async def _empty(self, group: Group) -> None:
+        """Kill what is left of the tree, however long the kernel takes to end it."""
+        warn_at = time.monotonic() + STUCK_WARNING_SECONDS
+        attempts = 0
+        while count := self._enforcement.kill(group):
+            if time.monotonic() > warn_at:
+                LOG.error("group %s: %d processes survive SIGKILL", group.name, count)
+                warn_at += STUCK_WARNING_SECONDS
+            await asyncio.sleep(KILL_PAUSES_SECONDS[min(attempts, len(KILL_PAUSES_SECONDS) - 1)])
+            attempts += 1
+
+    def _discard(self, group: Group) -> None:
+        """Take back a group that should be empty; what still runs in it is killed first."""
+        if self._enforcement.kill(group):
+            self._in_background(self._clear(group))
+        else:
+            self._remove(group)
+
+    async def _clear(self, group: Group) -> None:
+        await self._empty(group)
+        self._remove(group)
+
+    def _remove(self, group: Group) -> None:
+        try:
+            self._enforcement.remove(group)
+        except EnforcementError as error:
+            # Empty of tasks, so nobody is harmed; the next life of this node sweeps it.
+            LOG.warning("%s", error)
+
+    async def _poll(self, interval_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                await asyncio.to_thread(self._enforcement.poll)
+            except OSError as error:
+                LOG.error("cannot look at the tasks' memory, trying again: %s", error)
+
+
+def _exit(
+    attempt: Attempt, status: ExitStatus, peak_bytes: int, oom_kill_count: int, ended_at_ns: int
+) -> Exit:
+    return Exit(
+        key=attempt.launch.key,
+        exit_code=status.exit_code,
+        signal=status.signal,
+        memory_peak_bytes=peak_bytes,
+        oom_kill_count=oom_kill_count,
+        started_at_ns=attempt.started_at_ns,
+        ended_at_ns=ended_at_ns,
+        memory_limit_bytes=attempt.launch.memory_limit_bytes,
+    )
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]} attempt {key[1]}"

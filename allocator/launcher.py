@@ -378,6 +378,9 @@ class LauncherPool(Generic[PlaceT]):
                     LOG.warning("launcher died parked, starting again: %s", error)
                     continue
                 raise
+            finally:
+                # Not earlier: spawning takes a millisecond of the loop that this start waits for.
+                self._refill()
             return launcher.process, launcher.place
         raise AssertionError("the last attempt returns or raises")
 
@@ -401,7 +404,6 @@ class LauncherPool(Generic[PlaceT]):
         else:
             launcher = self._parked.popleft()
             launcher.process.forget_end()
-        self._refill()
         return launcher
 
     async def _park(self) -> ParkedLauncher[PlaceT]:

@@ -1,0 +1,256 @@
+"""The values of an attempt's life on this node: what is asked, what happens, what it asks for.
+
+Owns the words that lifecycle, wire, spool and connection share. Bytes and nanoseconds throughout;
+instants are nanoseconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+Key: TypeAlias = tuple[int, int]  # (task_id, attempt)
+
+
+class OomCause(Enum):
+    """Whose doing an end for want of memory was; the values are those of the wire."""
+
+    UNSPECIFIED = 0
+    OWN_LIMIT = 1
+    CHILD_ONLY = 5
+
+
+class Timer(Enum):
+    """What a timer of an attempt is for."""
+
+    TIME_LIMIT = "time limit"
+    GRACE = "grace"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One attempt to start. An empty working directory means the attempt's own."""
+
+    key: Key
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str = ""
+    memory_limit_bytes: int | None = None
+    memory_request_bytes: int = 0
+    cpus: float = 1.0
+    time_limit_ns: int | None = None
+    grace_ns: int = 10_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the process ended; `start_error` says why there never was one."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    memory_peak_bytes: int = 0
+    oom_kill_count: int = 0
+    started_at_ns: int = 0  # 0: it never began
+    ended_at_ns: int = 0
+    start_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Report: the process runs."""
+
+    pid: int
+    started_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Report: the process and its whole tree are gone, or never were."""
+
+    outcome: Outcome
+    oom_cause: OomCause
+    timed_out: bool
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something that happened to an attempt; sequences count from 1 in one agent instance."""
+
+    sequence: int
+    key: Key
+    event: Started | Ended
+
+
+# Events.
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The controller wants an attempt run. With `error` it cannot be, and is reported so."""
+
+    assignment: Assignment
+    error: str = ""
+
+    @property
+    def key(self) -> Key:
+        """The attempt it is about."""
+        return self.assignment.key
+
+
+@dataclass(frozen=True, slots=True)
+class StartSucceeded:
+    """Exec has happened."""
+
+    key: Key
+    pid: int
+    started_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The process could not be started; nothing of it ever ran."""
+
+    key: Key
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process and its whole tree are gone."""
+
+    key: Key
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The controller wants an attempt ended; grace 0 means SIGKILL at once."""
+
+    key: Key
+    grace_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimitReached:
+    """The timer of the time limit has fired."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class GraceOver:
+    """The timer between SIGTERM and SIGKILL has fired."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """There was no contact for so long that the controller may run the tasks elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The agent ends on purpose: nothing new is started, everything is stopped."""
+
+    grace_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """All reports up to this sequence number are saved."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """A new stream is open; `forget` are attempts to end and forget."""
+
+    acknowledged_sequence: int
+    forget: tuple[Key, ...]
+
+
+Event: TypeAlias = (
+    Assigned
+    | StartSucceeded
+    | StartFailed
+    | Exited
+    | StopAsked
+    | TimeLimitReached
+    | GraceOver
+    | LeaseLost
+    | Leaving
+    | Acknowledged
+    | Welcomed
+)
+
+
+# Commands.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Give the attempt to the runner; answered by StartSucceeded or StartFailed."""
+
+    key: Key
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to the whole tree."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL to the whole tree until it is empty; answered by Exited."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Fire a timer after the delay; of two of one kind the earlier deadline holds."""
+
+    key: Key
+    timer: Timer
+    delay_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disarm:
+    """Drop every timer of the attempt."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReady:
+    """Make the report durable where that is needed, and send it."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Nothing of the attempt is owed any more: let go of what is kept for it."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """End the stream: the controller broke a bound; a new hello puts both sides in step."""
+
+    reason: str
+
+
+Command: TypeAlias = (
+    Start | Terminate | Kill | Arm | Disarm | ReportReady | Forgotten | Disconnect
+)

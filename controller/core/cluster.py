@@ -1,0 +1,261 @@
+"""The whole state: nodes, open tasks, reservations, samples, alerts. `check` asserts every
+invariant; only the scheduler and its handlers change anything here."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from allocator.pool import Pool, PoolExhausted
+
+from allocator.ledger import Ledger, LedgerFull
+from allocator.tails import TailKey, Tails
+from controller.core.alerts import Alerts
+from controller.core.errors import LimitReached, PoolIsExhausted
+from controller.core.history import History
+from controller.core.limits import Limits
+from controller.core.model import (
+    PLACED_STATES,
+    Alert,
+    Node,
+    NodeState,
+    OutputStream,
+    Submission,
+    Task,
+    TaskState,
+)
+from controller.core.nodes import NodeRecord, NodeTable
+from controller.core.placement import Refusal
+from controller.core.promise import capacity_bytes
+from controller.core.queue import PendingQueue, Shape
+from controller.core.rules import RuleSet
+
+T = TypeVar("T")
+
+
+class Cluster:
+    """What the core knows. Memory that grows with the fleet lies in the given pool."""
+
+    def __init__(self, limits: Limits, rules: RuleSet, pool: Pool) -> None:
+        self.limits = limits
+        self.rules = rules
+        self.pool = pool
+        self.history = History(pool, limits, rules.window_metrics)
+        self.ledger = Ledger(pool, limits.nodes_max, limits.tasks_running_max)
+        self.tails = Tails(pool, limits.tasks_running_max * len(OutputStream))
+        self.alerts = Alerts(rules.rules, limits)
+        self.nodes: dict[str, NodeRecord] = {}
+        self.table = NodeTable(limits.nodes_max)
+        self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
+        self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
+        self.queue = PendingQueue()
+        self.submissions: OrderedDict[str, Submission] = OrderedDict()
+        self.next_task_id = 1
+        # Why the waiting tasks of a shape were refused in the last cycle.
+        self.refusals: dict[Shape, Refusal] = {}
+        # Waiting tasks that later ones were placed past, and since when; who keeps which node.
+        self.overtaken_since_ns: dict[int, int] = {}
+        self.kept_slots: dict[int, int] = {}
+
+    def put_task(self, task: Task) -> None:
+        """Make this the value of a task, and keep queue and node membership in step with it."""
+        before = self.tasks.get(task.id)
+        if before is not None and before.state in PLACED_STATES:
+            self._leave_node(before)
+        if task.state is TaskState.PENDING:
+            if task.id not in self.queue:
+                self.queue.add(task)
+        else:
+            self.queue.remove(task.id)
+            self.overtaken_since_ns.pop(task.id, None)
+            self.kept_slots.pop(task.id, None)
+        if task.ended:
+            self.tasks.pop(task.id, None)
+            return
+        self.tasks[task.id] = task
+        if task.state in PLACED_STATES:
+            self._join_node(task)
+
+    def _join_node(self, task: Task) -> None:
+        record = self.nodes[task.node_id]
+        record.task_ids.add(task.id)
+        self.table.cpus_used[record.slot] += task.spec.cpus
+
+    def _leave_node(self, task: Task) -> None:
+        record = self.nodes[task.node_id]
+        record.task_ids.discard(task.id)
+        # Not below zero by a rounding error, and exactly zero when nothing is left.
+        left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
+        self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0
+
+    def reserve(self, task: Task, slot: int) -> None:
+        """Set the task's request aside on a node.
+
+        Raises:
+            NoRoom: the node's reserved sum would pass its capacity.
+            PoolIsExhausted: the pool has no room even after histories and tails gave way.
+            LimitReached: tasks_running_max reservations are in use.
+        """
+        assert task.id not in self.reservations
+        try:
+            handle = self.with_room(
+                lambda: self.ledger.reserve(
+                    slot, task.spec.memory_request_bytes, task.id, task.attempt
+                )
+            )
+        except LedgerFull as error:
+            raise LimitReached(
+                f"{self.limits.tasks_running_max} tasks are running, which is the bound"
+            ) from error
+        self.reservations[task.id] = handle
+
+    def release(self, task_id: int) -> None:
+        """Give a task's reservation back and forget its output tails; none changes nothing."""
+        handle = self.reservations.pop(task_id, None)
+        if handle is not None:
+            self.ledger.release(handle)
+        task = self.tasks[task_id]
+        for stream in OutputStream:
+            self.tails.drop(TailKey(task_id, task.attempt, stream.value))
+
+    def with_room(self, action: Callable[[], T]) -> T:
+        """Run an action that takes pool memory, making room in the fixed order when it is full."""
+        while True:
+            try:
+                return action()
+            except PoolExhausted as error:
+                if not self._give_way():
+                    raise PoolIsExhausted(
+                        f"the controller's memory pool of {self.pool.statistics().capacity_bytes}"
+                        f" bytes is full ({error})"
+                    ) from error
+
+    def _give_way(self) -> bool:
+        """Free pool memory by the next step of the fixed order; False when nothing is left."""
+        if self.history.series.shorten() > 0:
+            return True
+        if not self.tails.is_stopped:
+            self.tails.stop()
+            return True
+        return False
+
+    def recover_room(self) -> None:
+        """Take one step back in the order of giving way, once there is plenty of room again."""
+        statistics = self.pool.statistics()
+        if statistics.used_bytes * 2 > statistics.capacity_bytes:
+            return
+        if self.tails.is_stopped:
+            self.tails.resume()
+        elif self.history.series.level > 0:
+            self.history.series.lengthen()
+
+    def append_tail(self, task_id: int, attempt: int, stream: OutputStream, data: bytes) -> None:
+        """Keep the newest output of a running task; without room all tails are given up."""
+        task = self.tasks.get(task_id)
+        if task is None or task.attempt != attempt or task.state not in PLACED_STATES:
+            return
+        try:
+            key = TailKey(task_id, attempt, stream.value)
+            self.with_room(lambda: self.tails.append(key, data))
+        except PoolIsExhausted:
+            self.tails.stop()
+
+    def add_node(self, node: Node, now_ns: int, stream: int | None) -> NodeRecord:
+        """Give a new node a slot.
+
+        Raises:
+            LimitReached: nodes_max nodes are known.
+            PoolIsExhausted: the pool has no room for its history.
+        """
+        assert node.id not in self.nodes
+        if len(self.nodes) >= self.limits.nodes_max:
+            raise LimitReached(
+                f"node '{node.id}' is one too many: the controller was started with"
+                f" --nodes-max {self.limits.nodes_max}",
+                nodes_max=self.limits.nodes_max,
+            )
+        slot = self.with_room(self.history.series.add_node)
+        record = NodeRecord(node, slot, NodeState.JOINING, now_ns, stream)
+        self.nodes[node.id] = record
+        self.set_node(record)
+        return record
+
+    def set_node(self, record: NodeRecord) -> None:
+        """Bring row and capacity in step with a node that has joined or changed."""
+        node = record.node
+        capacity = capacity_bytes(node.memory_total_bytes, node.memory_declared_bytes, self.limits)
+        self.ledger.set_node(record.slot, capacity)
+        self.table.put(record)
+
+    def restore(
+        self,
+        tasks: tuple[Task, ...],
+        nodes: tuple[Node, ...],
+        alerts: tuple[Alert, ...],
+        submissions: tuple[Submission, ...],
+        next_task_id: int,
+        now_ns: int,
+    ) -> None:
+        """Take over what the store remembers. The ledger is derived: it is built anew from it."""
+        assert not self.tasks
+        assert not self.nodes
+        for node in nodes:
+            record = self.add_node(node, now_ns, None)
+            record.state = NodeState.UNREACHABLE
+            self.table.refresh_open(record)
+        placed = [task for task in tasks if task.state in PLACED_STATES]
+        wanted: dict[str, int] = {}
+        for task in placed:
+            wanted[task.node_id] = wanted.get(task.node_id, 0) + task.spec.memory_request_bytes
+        for node_id, total in wanted.items():
+            # A capacity that was lowered under running tasks must not lose their reservations.
+            record = self.nodes[node_id]
+            self.ledger.set_node(record.slot, max(total, self._capacity(record)))
+        for task in tasks:
+            self.put_task(task)
+        for task in placed:
+            self.reserve(task, self.nodes[task.node_id].slot)
+        for node_id in wanted:
+            self.set_node(self.nodes[node_id])
+        for submission in submissions:
+            self.submissions[submission.request_id] = submission
+        self.next_task_id = next_task_id
+        self.alerts.restore(alerts, {r.node.id: r.slot for r in self.nodes.values()}, now_ns)
+
+    def _capacity(self, record: NodeRecord) -> int:
+        return capacity_bytes(
+            record.node.memory_total_bytes, record.node.memory_declared_bytes, self.limits
+        )
+
+    def check(self) -> None:
+        """Assert every invariant. Cost: linear in nodes, open tasks and pool blocks."""
+        self.pool.check()
+        self.history.series.check()
+        self.ledger.check()
+        placed = {i for i, task in self.tasks.items() if task.state in PLACED_STATES}
+        waiting = {i for i, task in self.tasks.items() if task.state is TaskState.PENDING}
+        assert set(self.reservations) == placed, "a reservation for each placed task, no other"
+        assert len(self.queue) == len(waiting)
+        assert all(task_id in self.queue for task_id in waiting)
+        assert all(task_id < self.next_task_id for task_id in self.tasks)
+        by_node: dict[str, set[int]] = {}
+        for task_id in placed:
+            task = self.tasks[task_id]
+            assert task.attempt > 0
+            by_node.setdefault(task.node_id, set()).add(task_id)
+            entry = self.ledger.read(self.reservations[task_id])
+            assert (entry.task_id, entry.slot) == (task_id, self.nodes[task.node_id].slot)
+        for node_id, record in self.nodes.items():
+            assert record.task_ids == by_node.get(node_id, set())
+            assert self.table.ids[record.slot] == node_id
+            cpus = sum(self.tasks[task_id].spec.cpus for task_id in record.task_ids)
+            assert abs(float(self.table.cpus_used[record.slot]) - cpus) < 1e-6
+        assert set(self.kept_slots) <= waiting
+        assert set(self.overtaken_since_ns) <= waiting
+
+
+def with_state(task: Task, state: TaskState, code: str = "", reason: str = "") -> Task:
+    """Return the task in another state with the reason for it."""
+    return replace(task, state=state, reason_code=code, reason=reason)

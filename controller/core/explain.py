@@ -1,0 +1,176 @@
+"""Why a task is where it is, in sentences with the numbers that were used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.core.cluster import Cluster
+from controller.core.model import NodeState, Scheduling, Task, TaskState
+from controller.core.nodes import NodeRecord
+from controller.core.placement import Refusal
+from controller.core.queue import shape_of
+from controller.core.results import Results
+from controller.core.task_events import gibibytes
+
+REFUSALS_SHOWN_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRefusal:
+    """Why one node cannot take a task now; all in bytes."""
+
+    node_id: str
+    code: str
+    reason: str
+    requested_bytes: int
+    promise_bytes: int
+    foreign_used_bytes: int
+    reserved_bytes: int
+
+
+def pending_reason(cluster: Cluster, results: Results | None, task: Task) -> tuple[str, str]:
+    """Return the code and the sentence for why a task waits, as of the last cycle."""
+    if task.state is not TaskState.PENDING or results is None:
+        return task.reason_code, task.reason
+    refusal = cluster.refusals.get(shape_of(task))
+    if refusal is None:
+        return "WAITING", "waits for the next cycle"
+    return refusal.code, _sentence(cluster, results, task, refusal)
+
+
+def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
+    asks = f"asks {gibibytes(task.spec.memory_request_bytes)}"
+    cpus = f"asks {task.spec.cpus:g} cpus"
+    slot = refusal.best_slot
+    if refusal.code == "NO_NODE_READY" or slot is None:
+        if refusal.code == "RUNNING_LIMIT":
+            return f"{cluster.limits.tasks_running_max} tasks are running, which is the bound"
+        return f"no node is ready ({len(cluster.nodes)} known)"
+    best = cluster.table.ids[slot]
+    promise = gibibytes(refusal.best_promise_bytes)
+    sentences = {
+        "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
+        f" {gibibytes(_largest(results))} when empty",
+        "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node that is large enough has so many",
+        "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
+        f" ({asks})",
+        "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
+        f" ({terms(results, slot)})",
+        "NO_NODE_WITH_CPUS": f"{cpus}, no node with memory for it has so many free",
+        "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
+        " that waits longer",
+        "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
+        "RUNNING_LIMIT": f"{cluster.limits.tasks_running_max} tasks are running, which is the"
+        " bound",
+    }
+    return sentences[refusal.code]
+
+
+def _largest(results: Results) -> int:
+    offers = results.offers
+    return int(offers.capacity[offers.open].max(initial=0))
+
+
+def terms(results: Results, slot: int) -> str:
+    """Return the sum that binds a node's promise, term by term."""
+    promises, offers = results.promises, results.offers
+    if offers.own[slot] <= offers.machine[slot]:
+        charged = int(offers.capacity[slot] - offers.own[slot])
+        return (
+            f"own share: capacity {gibibytes(int(offers.capacity[slot]))} - tasks"
+            f" {gibibytes(charged)}; foreign_used {gibibytes(int(promises.foreign[slot]))}"
+        )
+    total = int(
+        promises.machine[slot] + promises.system_reserve[slot] + promises.foreign[slot]
+        + promises.machine_charged[slot]
+    )  # fmt: skip
+    charged = int(promises.machine_charged[slot] + promises.machine[slot] - offers.machine[slot])
+    return (
+        f"machine: total {gibibytes(total)} - system reserve"
+        f" {gibibytes(int(promises.system_reserve[slot]))} - foreign_used"
+        f" {gibibytes(int(promises.foreign[slot]))} - tasks {gibibytes(charged)}"
+    )
+
+
+def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list[NodeRefusal]:
+    """Return for each node why it cannot take a waiting task now; at most 100 nodes."""
+    if task.state is not TaskState.PENDING or results is None:
+        return []
+    refusals = []
+    for node_id in sorted(cluster.nodes)[:REFUSALS_SHOWN_MAX]:
+        record = cluster.nodes[node_id]
+        slot = record.slot
+        if slot >= results.count:
+            continue
+        code, reason = _refusal_of(cluster, results, task, record)
+        refusals.append(
+            NodeRefusal(
+                node_id=node_id,
+                code=code,
+                reason=reason,
+                requested_bytes=task.spec.memory_request_bytes,
+                promise_bytes=int(results.offers.promise[slot]),
+                foreign_used_bytes=int(results.promises.foreign[slot]),
+                reserved_bytes=int(cluster.ledger.reserved_bytes[slot]),
+            )
+        )
+    return refusals
+
+
+def _refusal_of(
+    cluster: Cluster, results: Results, task: Task, record: NodeRecord
+) -> tuple[str, str]:
+    offers, slot, spec = results.offers, record.slot, task.spec
+    asks = gibibytes(spec.memory_request_bytes)
+    if record.node.scheduling is not Scheduling.ENABLED:
+        why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
+        return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
+    if record.state is not NodeState.READY or record.stream is None:
+        return "NOT_READY", f"the node is {record.state.value}"
+    if offers.capacity[slot] < spec.memory_request_bytes:
+        capacity = gibibytes(int(offers.capacity[slot]))
+        return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
+    if offers.blocked[slot]:
+        names = [
+            result.rule.name
+            for result in results.rules
+            if result.rule.blocks_placement and result.evaluation.holds[slot]
+        ]
+        return "BLOCKED_BY_RULE", f"rule {', '.join(names)} holds on it"
+    if offers.promise[slot] < spec.memory_request_bytes:
+        promise = gibibytes(int(offers.promise[slot]))
+        return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
+    if offers.cpus_free[slot] < spec.cpus:
+        return "CPUS", f"asks {spec.cpus:g} cpus, {offers.cpus_free[slot]:g} are free"
+    if slot in cluster.kept_slots.values():
+        return "KEPT", "kept free for a task that waits longer"
+    return "NONE", "could take it in the next cycle"
+
+
+def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str]:
+    """Return why a task is in its state, the most important first."""
+    code, reason = pending_reason(cluster, results, task)
+    lines = [f"task {task.id} is {task.state.value}" + (f": {reason}" if reason else "")]
+    if task.state is TaskState.PENDING:
+        lines.append(f"reason code {code}; {len(cluster.queue)} tasks are waiting")
+        if task.reason_code == "REQUEUED":
+            lines.append(f"it was queued again: {task.reason}")
+        if task.id in cluster.kept_slots:
+            node_id = cluster.table.ids[cluster.kept_slots[task.id]]
+            lines.append(f"node {node_id} is kept free for it, because others overtook it")
+    handle = cluster.reservations.get(task.id)
+    if handle is not None:
+        entry = cluster.ledger.read(handle)
+        lines.append(
+            f"attempt {task.attempt} on node {task.node_id}: reserved"
+            f" {gibibytes(entry.reserved_bytes)}, used now {gibibytes(entry.used_bytes)},"
+            f" limit {gibibytes(task.memory_limit_bytes or 0)}"
+        )
+    if task.ended and task.attempt:
+        lines.append(
+            f"attempt {task.attempt} ran on node {task.node_id}: peak"
+            f" {gibibytes(task.memory_peak_bytes)}, request"
+            f" {gibibytes(task.spec.memory_request_bytes)}, limit"
+            f" {gibibytes(task.memory_limit_bytes or 0)}"
+        )
+    return lines

@@ -1,0 +1,199 @@
+"""What happens to nodes: they join, fall silent, come back, are lost, are cordoned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.core.cluster import Cluster
+from controller.core.commands import (
+    Command,
+    Reply,
+    SaveNode,
+    SendAssignment,
+    SendStop,
+    SendWelcome,
+)
+from controller.core.errors import NotFound, ProtocolMismatch
+from controller.core.events import NodeCordoned, NodeJoined, NodeLeft, NodeUncordoned
+from controller.core.model import (
+    KnownAttempt,
+    Node,
+    NodeState,
+    Scheduling,
+    Task,
+    TaskState,
+)
+from controller.core.nodes import NodeRecord
+from controller.core.task_events import lose
+
+Commands = list[Command]
+
+
+def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
+    """Welcome an agent and bring what it has and what we believe it has together.
+
+    Raises:
+        LimitReached, PoolIsExhausted: there is no place for one more node.
+        ProtocolMismatch: another machine already serves under this name.
+    """
+    record = cluster.nodes.get(event.node_id)
+    if record is None:
+        record = cluster.add_node(_node(event, None), event.at_ns, event.stream)
+        same_instance = False
+    else:
+        _refuse_impostor(cluster, record, event)
+        same_instance = record.node.instance_id == event.instance_id
+        record.node = _node(event, record.node)
+    if not same_instance:
+        record.acknowledged_sequence = 0
+    record.stream = event.stream
+    record.sampled = False
+    record.last_seen_ns = event.at_ns
+    record.state = NodeState.JOINING
+    cluster.set_node(record)
+    commands: Commands = [SaveNode(record.node)]
+    return commands + _reconcile(cluster, record, event)
+
+
+def _refuse_impostor(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> None:
+    silent_ns = event.at_ns - record.last_seen_ns
+    if (
+        record.stream is not None
+        and record.node.machine_id != event.machine_id
+        and silent_ns < cluster.limits.node_unreachable_ns
+    ):
+        raise ProtocolMismatch(
+            f"node '{event.node_id}' is connected from another machine; give this agent another"
+            " --name"
+        )
+
+
+def _node(event: NodeJoined, before: Node | None) -> Node:
+    node = Node(
+        id=event.node_id,
+        machine_id=event.machine_id,
+        boot_id=event.boot_id,
+        instance_id=event.instance_id,
+        agent_version=event.agent_version,
+        memory_total_bytes=event.memory_total_bytes,
+        memory_declared_bytes=event.memory_declared_bytes,
+        cpus=event.cpus,
+        enforcement=event.enforcement,
+        joined_at_ns=event.at_ns,
+    )
+    if before is None:
+        return node
+    return replace(
+        node,
+        joined_at_ns=before.joined_at_ns,
+        scheduling=before.scheduling,
+        scheduling_reason=before.scheduling_reason,
+        scheduling_by=before.scheduling_by,
+        scheduling_since_ns=before.scheduling_since_ns,
+    )
+
+
+def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Commands:
+    """Compare the agent's attempts with ours: resend, stop, lose, forget."""
+    known = {(attempt.task_id, attempt.attempt): attempt for attempt in event.attempts}
+    after: Commands = []
+    for task_id in sorted(record.task_ids):
+        task = cluster.tasks[task_id]
+        attempt = known.pop((task.id, task.attempt), None)
+        if attempt is not None:
+            after += _still_there(cluster, task, attempt)
+        elif _never_arrived(task, event.instance_id):
+            # It was saved but not sent, or the stream broke under it; nothing ran.
+            after.append(SendAssignment(event.node_id, task))
+        else:
+            reason = f"the agent of node {event.node_id} no longer has it"
+            after += lose(cluster, task, "AGENT_RESTARTED", reason, event.at_ns)
+    # What is left over is nobody's any more; ends that are still to be reported are let through.
+    forget = tuple(attempt for attempt in known.values() if not attempt.ended)
+    welcome = SendWelcome(event.node_id, record.acknowledged_sequence, forget)
+    return [welcome, *after]
+
+
+def _still_there(cluster: Cluster, task: Task, attempt: KnownAttempt) -> Commands:
+    if task.state is TaskState.STOPPING and not attempt.ended:
+        grace_ns = cluster.limits.cancel_grace_ns
+        return [SendStop(task.node_id, task.id, task.attempt, grace_ns)]
+    return []
+
+
+def _never_arrived(task: Task, instance_id: str) -> bool:
+    return task.state is TaskState.ASSIGNED and task.instance_id == instance_id
+
+
+def on_node_left(cluster: Cluster, event: NodeLeft) -> Commands:
+    """Note that a stream has ended; silence decides the rest."""
+    record = cluster.nodes.get(event.node_id)
+    if record is None or record.stream != event.stream:
+        return []
+    record.stream = None
+    cluster.table.refresh_open(record)
+    return []
+
+
+def on_node_cordoned(cluster: Cluster, event: NodeCordoned) -> Commands:
+    """Keep new tasks off a node.
+
+    Raises:
+        NotFound: there is no such node.
+    """
+    return _set_scheduling(
+        cluster, event.node_id, Scheduling.CORDONED, event.reason, event.user, event.at_ns
+    )
+
+
+def on_node_uncordoned(cluster: Cluster, event: NodeUncordoned) -> Commands:
+    """Let new tasks onto a node again.
+
+    Raises:
+        NotFound: there is no such node.
+    """
+    return _set_scheduling(
+        cluster, event.node_id, Scheduling.ENABLED, "", event.user, event.at_ns
+    )
+
+
+def _set_scheduling(
+    cluster: Cluster, node_id: str, scheduling: Scheduling, reason: str, user: str, at_ns: int
+) -> Commands:
+    record = cluster.nodes.get(node_id)
+    if record is None:
+        raise NotFound(f"no node is called '{node_id}'", node=node_id)
+    record.node = replace(
+        record.node,
+        scheduling=scheduling,
+        scheduling_reason=reason,
+        scheduling_by=user,
+        scheduling_since_ns=at_ns,
+    )
+    cluster.table.refresh_open(record)
+    return [SaveNode(record.node), Reply(record.node)]
+
+
+def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
+    """Move nodes to the state their silence asks for, and give up attempts past their lease."""
+    limits = cluster.limits
+    lost_after_ns = limits.attempt_lease_ns + limits.cancel_grace_ns + limits.lease_margin_ns
+    commands: Commands = []
+    for node_id in sorted(cluster.nodes):
+        record = cluster.nodes[node_id]
+        silent_ns = now_ns - record.last_seen_ns
+        state = record.state
+        if silent_ns >= limits.node_down_ns:
+            state = NodeState.DOWN
+        elif silent_ns >= limits.node_unreachable_ns:
+            state = NodeState.UNREACHABLE
+        elif record.stream is not None:
+            state = NodeState.READY if record.sampled else NodeState.JOINING
+        if state is not record.state:
+            record.state = state
+            cluster.table.refresh_open(record)
+        if silent_ns >= lost_after_ns:
+            reason = f"node {node_id} has been silent for {silent_ns // 1_000_000_000} s"
+            for task_id in sorted(record.task_ids):
+                commands += lose(cluster, cluster.tasks[task_id], "NODE_LOST", reason, now_ns)
+    return commands

@@ -1,0 +1,105 @@
+"""The nodes as columns: one row per slot, so that a decision over all of them is a few array
+operations. A slot is the node's place in the series; it is used again after the node has gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from controller.core.model import Node, NodeState, Scheduling
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    """A node and what is known of it since this controller runs."""
+
+    node: Node
+    slot: int
+    state: NodeState
+    last_seen_ns: int
+    stream: int | None = None  # the open stream, if any
+    sampled: bool = False  # a sample has arrived on this stream
+    acknowledged_sequence: int = 0
+    task_ids: set[int] = field(default_factory=set)  # placed here
+
+
+class NodeTable:
+    """Numbers of every node by slot. All columns have nodes_max rows and never move."""
+
+    def __init__(self, nodes_max: int) -> None:
+        self.nodes_max = nodes_max
+        self.count = 0  # slots in use are below this
+        self.used = np.zeros(nodes_max, dtype=np.bool_)
+        self.open = np.zeros(nodes_max, dtype=np.bool_)  # connected, sampled and enabled
+        self.machine = np.zeros(nodes_max, dtype=np.int64)  # row of the machine
+        self.total_bytes = np.zeros(nodes_max, dtype=np.int64)
+        self.cpus = np.zeros(nodes_max, dtype=np.float64)
+        self.cpus_used = np.zeros(nodes_max, dtype=np.float64)
+        self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
+        self.ids: list[str | None] = [None] * nodes_max
+        self._machine_rows: dict[str, int] = {}
+        self._machine_members: dict[int, set[int]] = {}
+        self._machine_free: list[int] = list(range(nodes_max - 1, -1, -1))
+
+    @property
+    def machines_shared(self) -> bool:
+        """Say whether two nodes live on one machine."""
+        return len(self._machine_rows) < int(np.count_nonzero(self.used[: self.count]))
+
+    def put(self, record: NodeRecord) -> None:
+        """Write the row of a node that has joined or changed."""
+        slot, node = record.slot, record.node
+        if self.used[slot]:
+            self._leave_machine(slot)
+        self.used[slot] = True
+        self.count = max(self.count, slot + 1)
+        self.ids[slot] = node.id
+        self.total_bytes[slot] = node.memory_total_bytes
+        self.cpus[slot] = node.cpus
+        self.last_seen_ns[slot] = record.last_seen_ns
+        row = self._machine_rows.get(node.machine_id)
+        if row is None:
+            row = self._machine_rows[node.machine_id] = self._machine_free.pop()
+            self._machine_members[row] = set()
+        self._machine_members[row].add(slot)
+        self.machine[slot] = row
+        self.refresh_open(record)
+
+    def refresh_open(self, record: NodeRecord) -> None:
+        """Write whether a node takes new tasks."""
+        self.open[record.slot] = (
+            record.stream is not None
+            and record.sampled
+            and record.state is NodeState.READY
+            and record.node.scheduling is Scheduling.ENABLED
+        )
+
+    def clear(self, slot: int) -> None:
+        """Forget the row of a node that has gone."""
+        self._leave_machine(slot)
+        self.used[slot] = False
+        self.open[slot] = False
+        self.ids[slot] = None
+        self.cpus_used[slot] = 0.0
+
+    def neighbours(self, slot: int) -> frozenset[int]:
+        """Return the slots on the same machine, the given one included."""
+        return frozenset(self._machine_members[int(self.machine[slot])])
+
+    def _leave_machine(self, slot: int) -> None:
+        row = int(self.machine[slot])
+        members = self._machine_members[row]
+        members.discard(slot)
+        if not members:
+            del self._machine_members[row]
+            self._machine_free.append(row)
+            for machine_id, value in self._machine_rows.items():
+                if value == row:
+                    del self._machine_rows[machine_id]
+                    break

@@ -1,0 +1,118 @@
+"""What one cycle saw and decided: the frozen view it read, and what followed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.core.cluster import Cluster
+from controller.core.expressions import Window
+from controller.core.nodes import Bools, Floats, Ints
+from controller.core.placement import Offers
+from controller.core.promise import MemoryView, Promises
+from controller.core.rules import RuleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """All nodes at one instant, by slot. Columns are views of the pool: they live for one cycle."""
+
+    now_ns: int
+    count: int
+    memory: MemoryView
+    column: Callable[[str | Window], Floats]
+
+
+@dataclass(slots=True)
+class Results:
+    """Per node: the two sums of what it can promise, its pressure, the rules that hold.
+
+    `offers` is the working copy that assigning tasks takes from.
+    """
+
+    now_ns: int
+    count: int
+    promises: Promises
+    rules: tuple[RuleResult, ...]
+    blocked: Bools
+    offers: Offers
+
+
+def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
+    """Return the frozen view of all nodes at now_ns."""
+    table, history, ledger = cluster.table, cluster.history, cluster.ledger
+    count = table.count
+    sampled_at_ns = history.sampled_at_ns()
+    total = history.latest("mem_total", now_ns)
+    available = history.latest("mem_available", now_ns)
+    measured = ~(np.isnan(total) | np.isnan(available))
+    whole = np.where(measured, total, table.total_bytes[:count]).astype(np.int64)
+    growth = np.nan_to_num(history.latest("mem_growth", now_ns), nan=0.0).astype(np.int64)
+    memory = MemoryView(
+        used_slot=table.used[:count],
+        measured=measured,
+        sampled_at_ns=sampled_at_ns,
+        machine=table.machine[:count],
+        total=whole,
+        available=np.where(measured, available, whole).astype(np.int64),
+        capacity=ledger.capacity_bytes[:count],
+        reserved=ledger.reserved_bytes[:count],
+        charged=ledger.charged_bytes[:count],
+        tasks_used=ledger.used_bytes[:count],
+        growth_per_second=growth,
+        machines_shared=table.machines_shared,
+    )
+    return Metrics(now_ns, count, memory, _columns(cluster, memory, now_ns))
+
+
+def _columns(
+    cluster: Cluster, memory: MemoryView, now_ns: int
+) -> Callable[[str | Window], Floats]:
+    """Return the function by which rules get their columns; each is made once a cycle."""
+    made: dict[str | Window, Floats] = {}
+
+    def column(name: str | Window) -> Floats:
+        known = made.get(name)
+        if known is None:
+            known = made[name] = make(name)
+        return known
+
+    def make(name: str | Window) -> Floats:
+        if isinstance(name, Window):
+            return cluster.history.window(name, now_ns)
+        count = cluster.table.count
+        if name == "node_silent_seconds":
+            silent = (now_ns - cluster.table.last_seen_ns[:count]) / 1e9
+            return np.where(memory.used_slot, silent, np.nan)
+        # Known to the controller itself, so always up to date.
+        if name == "mem_reserved":
+            return _where_used(memory, memory.reserved)
+        if name == "tasks_running":
+            return _where_used(memory, cluster.ledger.count[:count])
+        return cluster.history.latest(name, now_ns)
+
+    return column
+
+
+def _where_used(memory: MemoryView, column: Ints) -> Floats:
+    return np.where(memory.used_slot, column.astype(np.float64), np.nan)
+
+
+def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: Ints) -> Offers:
+    """Return a working copy of what the nodes offer."""
+    table = cluster.table
+    count = table.count
+    return Offers(
+        open=table.open[:count].copy(),
+        blocked=blocked,
+        promise=promises.promise.copy(),
+        own=promises.own.copy(),
+        machine=promises.machine.copy(),
+        capacity=capacity.copy(),
+        cpus=table.cpus[:count],
+        cpus_free=table.cpus[:count] - table.cpus_used[:count],
+        members=table.neighbours,
+        machines_shared=table.machines_shared,
+    )

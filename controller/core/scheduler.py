@@ -1,0 +1,197 @@
+"""The heart of MASS: events in, commands out, and the cycle.
+
+    metrics = collect_metrics()         what every node measured, one frozen view
+    results = evaluate_rules(metrics)   what it can promise, its pressure, the rules that hold
+    assign_tasks(results)               waiting tasks to nodes, on a working copy
+    trigger_alerts(results)             alerts move on in their lives
+    allocate_memory(metrics)            assignments are reserved in the ledger, or withdrawn
+    display_results(results)            what the shells show until the next cycle
+
+The same events at the same times give the same commands. Nothing here reads a clock, touches the
+world, or performs a command: the engine saves what is to be saved, and only then replies, sends
+and notifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from allocator.ledger import NoRoom
+from controller.core import node_events, task_events
+from controller.core.cluster import Cluster, with_state
+from controller.core.commands import Command, Notify, SaveAlert, SaveTask, SendAssignment
+from controller.core.errors import LimitReached, PoolIsExhausted
+from controller.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Event,
+    NodeCordoned,
+    NodeJoined,
+    NodeLeft,
+    NodeUncordoned,
+    TasksCancelled,
+    TasksSubmitted,
+    Tick,
+)
+from controller.core.model import TaskState
+from controller.core.placement import Placement, Refusal, node_to_keep, place
+from controller.core.promise import compute
+from controller.core.queue import shape_of
+from controller.core.results import Metrics, Results, make_offers, read_metrics
+from controller.core.rules import evaluate
+
+
+class Scheduler:
+    """The only code that changes the cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.cycle_wanted = True  # something happened that may let a task be placed
+        self.displayed: Results | None = None
+        self._now_ns = 0
+        self._commands: list[Command] = []
+        self._planned: list[Placement] = []
+
+    def handle(self, event: Event) -> tuple[Command, ...]:
+        """Take in one event. A refused one changes nothing.
+
+        Raises:
+            MassError: a user or an agent asked for what cannot be; the class says why.
+        """
+        cluster = self.cluster
+        match event:
+            case AttemptEnded():
+                commands = task_events.on_attempt_ended(cluster, event)
+            case AttemptStarted():
+                return tuple(task_events.on_attempt_started(cluster, event))
+            case TasksSubmitted():
+                commands = task_events.on_tasks_submitted(cluster, event)
+            case TasksCancelled():
+                commands = task_events.on_tasks_cancelled(cluster, event)
+            case NodeJoined():
+                commands = node_events.on_node_joined(cluster, event)
+            case NodeLeft():
+                commands = node_events.on_node_left(cluster, event)
+            case NodeCordoned():
+                commands = node_events.on_node_cordoned(cluster, event)
+            case NodeUncordoned():
+                commands = node_events.on_node_uncordoned(cluster, event)
+            case Tick():
+                commands = node_events.watch_silence(cluster, event.at_ns)
+                cluster.recover_room()
+        self.cycle_wanted = True
+        return tuple(commands)
+
+    def run_cycle(self, now_ns: int) -> tuple[Command, ...]:
+        """Go once through the cycle and return what is to be saved, sent and told."""
+        self._now_ns = now_ns
+        self._commands = []
+        self._planned = []
+        self.cycle_wanted = False
+        metrics = self.collect_metrics()
+        results = self.evaluate_rules(metrics)
+        self.assign_tasks(results)
+        self.trigger_alerts(results)
+        self.allocate_memory(metrics)
+        self.display_results(results)
+        return tuple(self._commands)
+
+    def collect_metrics(self) -> Metrics:
+        """Return what every node measured, as one view that no later sample changes."""
+        return read_metrics(self.cluster, self._now_ns)
+
+    def evaluate_rules(self, metrics: Metrics) -> Results:
+        """Return per node the two sums of its promise, its pressure and the rules that hold."""
+        cluster = self.cluster
+        promises = compute(metrics.memory, cluster.limits)
+        rules = evaluate(cluster.rules, metrics.column, metrics.count)
+        blocked = np.zeros(metrics.count, dtype=np.bool_)
+        for result in rules:
+            if result.rule.blocks_placement:
+                blocked |= result.evaluation.holds
+        offers = make_offers(cluster, promises, blocked, metrics.memory.capacity)
+        return Results(metrics.now_ns, metrics.count, promises, rules, blocked, offers)
+
+    def assign_tasks(self, results: Results) -> None:
+        """Plan which waiting task goes where; nothing is reserved yet."""
+        cluster = self.cluster
+        room = cluster.limits.tasks_running_max - len(cluster.reservations)
+        placements = place(cluster.queue, results.offers, cluster.kept_slots, room)
+        cluster.refusals = placements.refused
+        self._planned = placements.placed
+        for task_id in sorted(placements.overtaken):
+            cluster.overtaken_since_ns.setdefault(task_id, results.now_ns)
+        self._keep_nodes(results)
+
+    def _keep_nodes(self, results: Results) -> None:
+        """Keep a node free for tasks that others have overtaken for too long."""
+        cluster, offers = self.cluster, results.offers
+        kept_max = max(1, int(offers.open.sum()) // 4)
+        taken = np.zeros(results.count, dtype=np.bool_)
+        for task_id, slot in list(cluster.kept_slots.items()):
+            spec = cluster.tasks[task_id].spec
+            if offers.open[slot] and offers.capacity[slot] >= spec.memory_request_bytes:
+                taken[slot] = True
+            else:
+                del cluster.kept_slots[task_id]  # the node cannot take it any more
+        for task_id, since_ns in sorted(cluster.overtaken_since_ns.items()):
+            if len(cluster.kept_slots) >= kept_max:
+                break
+            waited_ns = results.now_ns - since_ns
+            if task_id in cluster.kept_slots or waited_ns < cluster.limits.overtaken_max_ns:
+                continue
+            slot = node_to_keep(offers, shape_of(cluster.tasks[task_id]), taken)
+            if slot is not None:
+                cluster.kept_slots[task_id] = slot
+                taken[slot] = True
+
+    def trigger_alerts(self, results: Results) -> None:
+        """Move every alert on by what holds now; firing and resolving is told."""
+        alerts = self.cluster.alerts
+        for change in alerts.advance(results.rules, self.cluster.table.ids, results.now_ns):
+            self._commands.append(SaveAlert(change.alert))
+            if change.notify:
+                self._commands.append(Notify(change.alert))
+
+    def allocate_memory(self, metrics: Metrics) -> None:
+        """Reserve each planned assignment in the ledger; one that is refused is withdrawn."""
+        for placement in self._planned:
+            try:
+                self._commit(placement, metrics.now_ns)
+            except NoRoom:
+                self._withdraw(placement, "NO_NODE_WITH_MEMORY")
+            except PoolIsExhausted:
+                self._withdraw(placement, "POOL_EXHAUSTED")
+            except LimitReached:
+                self._withdraw(placement, "RUNNING_LIMIT")
+
+    def _commit(self, placement: Placement, now_ns: int) -> None:
+        """Reserve, and only then let the task be assigned; raises what `reserve` raises."""
+        cluster = self.cluster
+        node_id = cluster.table.ids[placement.slot]
+        assert node_id is not None
+        task = cluster.tasks[placement.task_id]
+        task = replace(
+            with_state(task, TaskState.ASSIGNED),
+            attempt=task.attempt + 1,
+            node_id=node_id,
+            instance_id=cluster.nodes[node_id].node.instance_id,
+            assigned_at_ns=now_ns,
+            started_at_ns=0,
+            memory_limit_bytes=task.spec.memory_limit_bytes or task.spec.memory_request_bytes,
+        )
+        cluster.reserve(task, placement.slot)
+        cluster.put_task(task)
+        self._commands.append(SaveTask(task))
+        self._commands.append(SendAssignment(node_id, task))
+
+    def _withdraw(self, placement: Placement, code: str) -> None:
+        """Leave a task waiting whose reservation was refused."""
+        nodes = int(np.count_nonzero(self.cluster.table.open))
+        self.cluster.refusals[placement.shape] = Refusal(code, nodes, placement.slot)
+
+    def display_results(self, results: Results) -> None:
+        """Publish what the shells show: lists, explanations, the live view."""
+        self.displayed = results

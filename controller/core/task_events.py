@@ -1,0 +1,255 @@
+"""What happens to tasks: submitted, cancelled, started, ended, lost. Each handler changes the
+cluster and returns the commands that make the change lasting and known."""
+
+from __future__ import annotations
+
+import signal as signals
+from dataclasses import replace
+
+from controller.core.cluster import Cluster, with_state
+from controller.core.commands import (
+    Command,
+    Reply,
+    SaveAttempt,
+    SaveOutput,
+    SaveSubmission,
+    SaveTask,
+    SendAcknowledgement,
+    SendStop,
+)
+from controller.core.errors import LimitReached
+from controller.core.events import AttemptEnded, AttemptStarted, TasksCancelled, TasksSubmitted
+from controller.core.model import (
+    PLACED_STATES,
+    Attempt,
+    OomCause,
+    OutputStream,
+    Submission,
+    Task,
+    TaskState,
+)
+
+Commands = list[Command]
+
+
+def on_tasks_submitted(cluster: Cluster, event: TasksSubmitted) -> Commands:
+    """Accept all tasks of a call, or none. The same request id gets the same answer again.
+
+    Raises:
+        LimitReached: the tasks would pass the bound of open tasks.
+    """
+    known = cluster.submissions.get(event.request_id) if event.request_id else None
+    if known is not None:
+        return [Reply(tuple(range(known.first_task_id, known.first_task_id + known.count)))]
+    limits = cluster.limits
+    if len(cluster.tasks) + len(event.specs) > limits.tasks_open_max:
+        raise LimitReached(
+            f"{len(event.specs)} more tasks would make {len(cluster.tasks) + len(event.specs)}"
+            f" open tasks; the bound is {limits.tasks_open_max}",
+            open_tasks=len(cluster.tasks),
+            tasks_open_max=limits.tasks_open_max,
+        )
+    commands: Commands = []
+    first = cluster.next_task_id
+    for offset, spec in enumerate(event.specs):
+        task = Task(first + offset, spec, event.user, TaskState.PENDING, event.at_ns)
+        cluster.put_task(task)
+        commands.append(SaveTask(task))
+    cluster.next_task_id = first + len(event.specs)
+    if event.request_id:
+        submission = Submission(event.request_id, first, len(event.specs), event.at_ns)
+        cluster.submissions[event.request_id] = submission
+        if len(cluster.submissions) > limits.submissions_kept:
+            cluster.submissions.popitem(last=False)
+        commands.append(SaveSubmission(submission))
+    commands.append(Reply(tuple(range(first, cluster.next_task_id))))
+    return commands
+
+
+def on_tasks_cancelled(cluster: Cluster, event: TasksCancelled) -> Commands:
+    """End waiting tasks at once and ask the agents to end the others."""
+    commands: Commands = []
+    for task_id in event.task_ids:
+        task = cluster.tasks.get(task_id)
+        if task is None or task.cancelled:
+            continue  # it has ended meanwhile, or is being ended
+        if task.state in PLACED_STATES:
+            task = replace(
+                with_state(task, TaskState.STOPPING, "CANCELLED", "cancelled by its user"),
+                cancelled=True,
+            )
+            commands.append(SaveTask(task))
+            commands.append(SendStop(task.node_id, task.id, task.attempt, event.grace_ns))
+            cluster.put_task(task)
+        else:
+            commands += _end(
+                cluster, replace(task, cancelled=True), TaskState.CANCELLED, "CANCELLED",
+                "cancelled by its user before it started", event.at_ns,
+            )  # fmt: skip
+    commands.append(Reply(event.task_ids))
+    return commands
+
+
+def on_attempt_started(cluster: Cluster, event: AttemptStarted) -> Commands:
+    """Note that the process runs; a report of another attempt changes nothing."""
+    commands: Commands = [_acknowledge(cluster, event.node_id, event.sequence)]
+    task = _fenced(cluster, event)
+    if task is None or task.started_at_ns:
+        return commands
+    task = replace(task, started_at_ns=event.started_at_ns)
+    if task.state in (TaskState.ASSIGNED, TaskState.STARTING):
+        task = with_state(task, TaskState.RUNNING)
+    cluster.put_task(task)
+    commands.append(SaveTask(task))
+    return commands
+
+
+def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
+    """Decide what an ended attempt means for its task: an end, or another attempt."""
+    commands: Commands = [_acknowledge(cluster, event.node_id, event.sequence)]
+    task = _fenced(cluster, event)
+    if task is None:
+        return commands
+    outcome, code, reason = judge(task, event)
+    commands.append(
+        SaveAttempt(
+            Attempt(
+                task_id=task.id,
+                number=task.attempt,
+                node_id=task.node_id,
+                outcome=outcome,
+                assigned_at_ns=task.assigned_at_ns,
+                started_at_ns=event.started_at_ns,
+                ended_at_ns=event.ended_at_ns,
+                exit_code=event.exit_code,
+                signal=event.signal,
+                memory_peak_bytes=event.memory_peak_bytes,
+                memory_limit_bytes=task.memory_limit_bytes,
+                oom_cause=event.oom_cause,
+                reason=reason,
+            )
+        )
+    )
+    for stream, tail in (
+        (OutputStream.STDOUT, event.stdout_tail),
+        (OutputStream.STDERR, event.stderr_tail),
+    ):
+        if tail:
+            commands.append(SaveOutput(task.id, task.attempt, stream, tail))
+    task = replace(
+        task,
+        started_at_ns=event.started_at_ns or task.started_at_ns,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        memory_peak_bytes=max(task.memory_peak_bytes, event.memory_peak_bytes),
+        oom_cause=event.oom_cause,
+    )
+    if outcome is TaskState.LOST:
+        return commands + lose(cluster, task, code, reason, event.at_ns)
+    if outcome is TaskState.FAILED and task.failures < task.spec.retries:
+        again = f"attempt {task.attempt} {reason}; retry {task.failures + 1} of {task.spec.retries}"
+        return commands + _requeue(cluster, replace(task, failures=task.failures + 1), again)
+    if outcome is TaskState.FAILED:
+        task = replace(task, failures=task.failures + 1)
+    return commands + _end(cluster, task, outcome, code, reason, event.ended_at_ns)
+
+
+def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
+    """Return what an ended attempt was, with a stable word and a sentence.
+
+    Memory is told from the kernel's counter alone: an exit code of 137 proves nothing.
+    """
+    if event.start_error:
+        if task.cancelled:
+            return TaskState.CANCELLED, "CANCELLED", "cancelled by its user before it started"
+        return TaskState.FAILED, "START_ERROR", f"could not be started: {event.start_error}"
+    if task.cancelled and event.stopped:
+        return TaskState.CANCELLED, "CANCELLED", "cancelled by its user"
+    if event.oom_kill_count > 0 or event.oom_cause is not OomCause.NONE:
+        return TaskState.OUT_OF_MEMORY, f"OOM_{_cause(event).value}", _memory_reason(task, event)
+    if event.timed_out:
+        seconds = (task.spec.time_limit_ns or 0) / 1e9
+        return TaskState.TIMED_OUT, "TIME_LIMIT", f"ran longer than its time limit of {seconds:g} s"
+    if event.stopped:
+        return TaskState.LOST, "NODE_LOST", f"node {task.node_id} lost its controller"
+    if event.exit_code == 0:
+        return TaskState.SUCCEEDED, "", ""
+    if event.signal is not None:
+        return TaskState.FAILED, "SIGNAL", f"ended by signal {_signal_name(event.signal)}"
+    return TaskState.FAILED, "EXIT_CODE", f"exited with code {event.exit_code}"
+
+
+def lose(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> Commands:
+    """Answer the loss of an attempt that cannot be told how it ended, without counting it."""
+    if task.cancelled:
+        return _end(cluster, task, TaskState.CANCELLED, "CANCELLED", "cancelled by its user", now_ns)
+    if task.spec.requeue:
+        return _requeue(cluster, task, f"attempt {task.attempt} was lost: {reason}")
+    return _end(cluster, task, TaskState.LOST, code, f"{reason}, and it must not be requeued", now_ns)
+
+
+def _cause(event: AttemptEnded) -> OomCause:
+    return OomCause.OWN_LIMIT if event.oom_cause is OomCause.NONE else event.oom_cause
+
+
+def _memory_reason(task: Task, event: AttemptEnded) -> str:
+    peak = f"peak {gibibytes(event.memory_peak_bytes)}"
+    limit = f"limit {gibibytes(task.memory_limit_bytes or 0)}"
+    if event.oom_cause is OomCause.CHILD_ONLY:
+        return f"a child process outgrew the task's memory limit ({peak}, {limit})"
+    if event.oom_cause in (OomCause.OWN_LIMIT, OomCause.NONE):
+        return f"outgrew its memory limit ({peak}, {limit})"
+    return f"ended for want of memory, cause {event.oom_cause.value} ({peak}, {limit})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{number} ({signals.Signals(number).name})"
+    except ValueError:
+        return str(number)
+
+
+def _fenced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | None:
+    """Return the task if the report is about its present attempt on that node."""
+    task = cluster.tasks.get(event.task_id)
+    if task is None or task.state not in PLACED_STATES:
+        return None
+    if task.attempt != event.attempt or task.node_id != event.node_id:
+        return None
+    return task
+
+
+def _acknowledge(cluster: Cluster, node_id: str, sequence: int) -> SendAcknowledgement:
+    record = cluster.nodes[node_id]
+    record.acknowledged_sequence = max(record.acknowledged_sequence, sequence)
+    return SendAcknowledgement(node_id, record.acknowledged_sequence)
+
+
+def _requeue(cluster: Cluster, task: Task, reason: str) -> Commands:
+    cluster.release(task.id)
+    task = replace(
+        with_state(task, TaskState.PENDING, "REQUEUED", reason),
+        node_id="",
+        instance_id="",
+        assigned_at_ns=0,
+        started_at_ns=0,
+        memory_limit_bytes=None,
+    )
+    cluster.put_task(task)
+    return [SaveTask(task)]
+
+
+def _end(
+    cluster: Cluster, task: Task, state: TaskState, code: str, reason: str, at_ns: int
+) -> Commands:
+    cluster.release(task.id)
+    task = replace(with_state(task, state, code, reason), ended_at_ns=at_ns)
+    cluster.put_task(task)
+    return [SaveTask(task)]
+
+
+def gibibytes(count: int) -> str:
+    """Return bytes as people read them: 512.0 MiB, 1.5 GiB."""
+    if abs(count) >= 1 << 30:
+        return f"{count / (1 << 30):.1f} GiB"
+    return f"{count / (1 << 20):.1f} MiB"

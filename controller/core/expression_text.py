@@ -48,6 +48,8 @@ _HINTS = {
     "%": "a percentage is a plain number, for example mem_percent > 80",
 }
 _WORDS = frozenset({"and", "or", "not"})
+# What a value must follow: each operator, an open bracket, and the beginning of the text.
+_NEEDS_VALUE = frozenset({*_WORDS, *_OPERATORS, ""}) - {")"}
 _DIGITS = "0123456789"
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 
@@ -125,13 +127,7 @@ def parse_python(text: str) -> ast.expr:
     except SyntaxError as error:
         line, column = error.lineno or 1, error.offset or 1
         column = max(1, column - (line == 1))
-        lines = text.split("\n")
-        if line > len(lines):
-            line, column = len(lines), len(lines[-1]) + 1
-            problem = "the expression ends too early: a metric, a number or an operator is missing"
-        else:
-            problem = "the expression cannot be read from here on"
-        raise ExpressionError(problem, text, line, column) from None
+        raise ExpressionError("this cannot be read", text, line, column) from None
     except (ValueError, MemoryError, RecursionError):
         raise ExpressionError("the expression nests too deep", text) from None
     return tree
@@ -143,6 +139,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
+        self._after = ""  # the word, number or operator before
 
     def scan(self) -> None:
         text = self._text
@@ -156,17 +153,40 @@ class _Scanner:
             raise ExpressionError("the expression is empty", "")
         self._brackets()
         while self._at < len(text):
-            letter = text[self._at]
+            start, letter = self._at, text[self._at]
             if letter in " \t\n":
                 self._at += 1
-            elif letter in _LETTERS:
+                continue
+            if letter in _LETTERS:
                 self._word()
-            elif letter in _DIGITS or (letter == "." and text[self._at + 1 :][:1].isdigit()):
+            elif letter in _DIGITS or (letter == "." and text[start + 1 : start + 2].isdigit()):
                 self._number()
             elif letter in "'\"":
                 self._quoted()
             else:
                 self._operator()
+            self._in_order(start, text[start : self._at])
+        if self._after in _NEEDS_VALUE:
+            raise self._error(
+                len(text.rstrip()), "the expression ends too early: a number or a metric is missing"
+            )
+
+    def _in_order(self, start: int, token: str) -> None:
+        """Refuse two values in a row, or two operators."""
+        after, self._after = self._after, token
+        if token in ("+", "-") or (token == "not" and after in _NEEDS_VALUE):
+            return  # may stand behind a value and in front of one
+        if token == "(":
+            missing = "an operator" if after == ")" or after[:1] in tuple("0123456789.'\"") else ""
+        elif token == ")":
+            missing = "a number or a metric" if after in _NEEDS_VALUE - {"("} else ""
+        elif token in _NEEDS_VALUE:
+            missing = "a number or a metric" if after in _NEEDS_VALUE else ""
+            missing = "an operator" if token == "not" else missing
+        else:
+            missing = "" if after in _NEEDS_VALUE else "an operator"
+        if missing:
+            raise self._error(start, f"{missing} is missing before '{token[:20]}'")
 
     def _brackets(self) -> None:
         open_at: list[int] = []

@@ -72,7 +72,8 @@ class Evaluation:
     """What an expression says about each row.
 
     `holds` is true only where the answer is known. `value` is the first number compared (of an
-    `or`, in its first part that holds). It may be NaN, and it may be the caller's own column.
+    `or`, in its first part that holds); where it holds the number is finite, elsewhere it may be
+    NaN. It may be the caller's own column.
     """
 
     holds: BoolColumn
@@ -155,22 +156,26 @@ class _Compiler:
                 if isinstance(child, ast.expr)
             ]
 
-    def condition(self, node: ast.expr) -> _Condition:
-        """Return the function of a part that must be true or false."""
+    def condition(self, node: ast.expr, negated: bool = False) -> _Condition:
+        """Return the function of a part that must be true or false, or of its opposite.
+
+        A `not` moves inwards to the comparisons, so that wherever an expression holds the number
+        it gives belongs to a comparison that holds, and is finite.
+        """
         match node:
             case ast.BoolOp(op=operator, values=values):
-                parts = [self.condition(value) for value in values]
-                return _all_of(parts) if isinstance(operator, ast.And) else _any_of(parts)
+                parts = [self.condition(value, negated) for value in values]
+                return _joined(parts, isinstance(operator, ast.And) is not negated)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return _opposite_of(self.condition(operand))
+                return self.condition(operand, not negated)
             case ast.Compare():
-                return self._comparisons(node)
+                return self._comparisons(node, negated)
         number, shown = self._number(node), self._shown(node)
         if isinstance(number, float):
             raise self._error(node, f"{shown} is a number; compare a metric with it")
         raise self._error(node, f"'{shown}' is a number; compare it, for example {shown} > 80")
 
-    def _comparisons(self, node: ast.Compare) -> _Condition:
+    def _comparisons(self, node: ast.Compare, negated: bool) -> _Condition:
         sides = [node.left, *node.comparators]
         numbers = [self._number(side) for side in sides]
         parts = []
@@ -181,8 +186,8 @@ class _Compiler:
                 raise self._error(node, "this comparison has no meaning in a rule")
             if isinstance(left, float) and isinstance(right, float):
                 raise self._error(sides[at], "two fixed numbers are compared; compare a metric")
-            parts.append(_comparison(compare, left, right))
-        return parts[0] if len(parts) == 1 else _all_of(parts)
+            parts.append(_comparison(compare, left, right, negated))
+        return _joined(parts, not negated)
 
     def _number(self, node: ast.expr) -> _Number:
         """Return the constant or the function of a part that must be a number."""
@@ -268,7 +273,8 @@ class _Compiler:
         self, node: ast.expr, function: np.ufunc, left: _Number, right: _Number
     ) -> _Number:
         if isinstance(left, float) and isinstance(right, float):
-            result = float(function(left, right))
+            with np.errstate(all="ignore"):
+                result = float(function(left, right))
             if not math.isfinite(result):
                 raise self._error(node, "the result is no finite number")
             return result
@@ -306,7 +312,7 @@ def _quotient_by_column(left: _Number, right: _Values) -> _Values:
     return evaluate
 
 
-def _comparison(compare: np.ufunc, left: _Number, right: _Number) -> _Condition:
+def _comparison(compare: np.ufunc, left: _Number, right: _Number, negated: bool) -> _Condition:
     def answer(column: Column) -> _Answer:
         left_values, right_values = _values(left, column), _values(right, column)
         if isinstance(left_values, float):
@@ -318,12 +324,20 @@ def _comparison(compare: np.ufunc, left: _Number, right: _Number) -> _Condition:
                 known &= np.isfinite(right_values)
         holds: BoolColumn = compare(left_values, right_values)
         holds &= known
-        return holds, known ^ holds, value
+        fails = known ^ holds
+        return (fails, holds, value) if negated else (holds, fails, value)
 
     return answer
 
 
-def _all_of(parts: list[_Condition]) -> _Condition:
+def _joined(parts: list[_Condition], every: bool) -> _Condition:
+    """Return `and` (every) or `or` of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return _every_of(parts) if every else _any_of(parts)
+
+
+def _every_of(parts: list[_Condition]) -> _Condition:
     def answer(column: Column) -> _Answer:
         holds, fails, value = parts[0](column)
         for part in parts[1:]:
@@ -343,13 +357,5 @@ def _any_of(parts: list[_Condition]) -> _Condition:
             value = np.where(part_holds > holds, part_value, value)
             holds, fails = holds | part_holds, fails & part_fails
         return holds, fails, value
-
-    return answer
-
-
-def _opposite_of(part: _Condition) -> _Condition:
-    def answer(column: Column) -> _Answer:
-        holds, fails, value = part(column)
-        return fails, holds, value
 
     return answer

@@ -47,6 +47,7 @@
 #define BODY_BYTES_MAX (2U * 1024U * 1024U) /* what Linux takes for argv + environment by default */
 #define STRINGS_MAX 65536U                 /* arguments and variables together */
 #define RLIMITS_MAX 16U                    /* Linux has 16 resources */
+#define KERNEL_SIGSET_BYTES 8UL           /* 64 signals on every Linux architecture but MIPS */
 #define DESCRIPTORS_MAX 65536              /* closed one by one where close_range is missing */
 
 enum { EXIT_STEP_FAILED = 126, EXIT_EXEC_FAILED = 127 };
@@ -144,9 +145,15 @@ static void close_descriptors_above(int first)
 /* Python ignores SIGPIPE and an agent may block signals; both would be inherited by the task. */
 static void reset_signals(void)
 {
+    /* glibc's posix_spawn leaves its two internal signals ignored, and its sigaction refuses to
+     * touch them; hence the system call. All zero is SIG_DFL, no flags, no mask. */
+    const unsigned long all_default[4] = {0};
     sigset_t none;
     for (int number = 1; number < NSIG; number++) {
-        (void)signal(number, SIG_DFL); /* EINVAL for SIGKILL, SIGSTOP and libc's own: nothing to do */
+        if (number != SIGKILL && number != SIGSTOP
+            && syscall(SYS_rt_sigaction, number, all_default, NULL, KERNEL_SIGSET_BYTES) != 0) {
+            fail_step("signals");
+        }
     }
     if (sigemptyset(&none) != 0 || sigprocmask(SIG_SETMASK, &none, NULL) != 0) {
         fail_step("signals");

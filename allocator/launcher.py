@@ -423,8 +423,7 @@ class LauncherPool(Generic[PlaceT]):
     def _add(self, launcher: ParkedLauncher[PlaceT]) -> None:
         def died_parked() -> None:
             self._parked.remove(launcher)
-            launcher.process.collect()
-            self._discard(launcher.place)
+            self._dismiss(launcher)
             self._failures_in_row += 1
             LOG.warning("parked launcher died pid=%d", launcher.process.pid)
             self._refill()

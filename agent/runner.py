@@ -221,6 +221,10 @@ class Runner:
         return frozenset(self._attempts)
 
     async def _start(self, launch: Launch) -> int:
+        limit_bytes = launch.memory_limit_bytes
+        if limit_bytes is not None and limit_bytes < 1:
+            message = f"memory limit {limit_bytes} bytes: at least 1 is needed"
+            raise StartError("limit", errno.EINVAL, message)
         for path in (launch.stdout_path, launch.stderr_path):
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -229,7 +233,10 @@ class Runner:
                 raise StartError("output", error.errno or 0, message) from error
 
         def prepare_request(group: Group) -> Request:
-            self._enforcement.set_limit(group, launch.memory_limit_bytes)
+            try:
+                self._enforcement.set_limit(group, launch.memory_limit_bytes)
+            except EnforcementError as error:
+                raise StartError("limit", 0, str(error)) from error
             return Request(
                 launch.argv,
                 {**launch.environment, **dict(group.variables)},

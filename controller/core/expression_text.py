@@ -57,18 +57,17 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 class ExpressionError(MassError):
     """An expression cannot be used; the message shows the place. Do not repeat it unchanged.
 
-    `problem` is the sentence alone; line and column count from 1.
+    `problem` is the sentence alone, `shown` the text with a caret; line and column count from 1.
     """
 
     reason = "INVALID_EXPRESSION"
 
     def __init__(self, problem: str, text: str, line: int = 1, column: int = 1) -> None:
-        super().__init__(
-            f"line {line}, column {column}: {problem}\n{_caret(text, line, column)}",
-            line=line,
-            column=column,
-        )
+        shown = _caret(text, line, column)
+        message = f"line {line}, column {column}: {problem}\n{shown}"
+        super().__init__(message, line=line, column=column)
         self.problem = problem
+        self.shown = shown
         self.line = line
         self.column = column
 

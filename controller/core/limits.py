@@ -75,6 +75,12 @@ class Limits:
     history_tasks_max: int = 1_000_000
     history_age_ns: int = 30 * 24 * 3_600 * SECOND_NS
     alerts_resolved_kept_ns: int = 15 * MINUTE_NS
+    alerts_resolved_max: int = 10_000  # beyond it the oldest is forgotten early
+
+    # Rule files and notices.
+    rules_max: int = 1_000
+    rule_file_bytes_max: int = 1 * MIB
+    notices_queued_max: int = 1_000  # beyond it the oldest is dropped
 
     # Queues.
     outbox_messages_max: int = 10_000

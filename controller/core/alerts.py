@@ -1,0 +1,355 @@
+"""The life of alerts: each rule on each node, as a table of states.
+
+What a node's data says (true, false, missing) and the time that has passed move an alert; missing
+data is never a recovery. The states are columns by slot: only rows that change cost an object.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.core.limits import DEFAULT_LIMITS, Limits
+from controller.core.model import Alert, AlertState
+from controller.core.rules import Rule, RuleResult
+from controller.core.templates import fill
+
+
+class _Life(IntEnum):
+    """The states of a row. RESOLVED is never kept in one: the row is then INACTIVE again."""
+
+    INACTIVE = 0
+    PENDING = 1
+    FIRING = 2
+    KEEP_FIRING = 3
+    PENDING_NO_DATA = 4
+    FIRING_NO_DATA = 5
+    RESOLVED = 6
+
+
+class _Sight(IntEnum):
+    """What the rule says about a row: known + holds."""
+
+    MISSING = 0
+    FALSE = 1
+    TRUE = 2
+
+
+# What each sight makes of each state; where no entry is, the state stays. From PENDING to FIRING
+# and from KEEP_FIRING to RESOLVED it is time that leads, see `_after_time`.
+_NEXT = {
+    (_Life.INACTIVE, _Sight.TRUE): _Life.PENDING,
+    (_Life.PENDING, _Sight.FALSE): _Life.INACTIVE,
+    (_Life.PENDING, _Sight.MISSING): _Life.PENDING_NO_DATA,
+    (_Life.PENDING_NO_DATA, _Sight.TRUE): _Life.PENDING,
+    (_Life.PENDING_NO_DATA, _Sight.FALSE): _Life.INACTIVE,
+    (_Life.FIRING, _Sight.FALSE): _Life.KEEP_FIRING,
+    (_Life.FIRING, _Sight.MISSING): _Life.FIRING_NO_DATA,
+    (_Life.FIRING_NO_DATA, _Sight.TRUE): _Life.FIRING,
+    (_Life.FIRING_NO_DATA, _Sight.FALSE): _Life.RESOLVED,
+    (_Life.KEEP_FIRING, _Sight.TRUE): _Life.FIRING,
+    (_Life.KEEP_FIRING, _Sight.MISSING): _Life.FIRING_NO_DATA,
+}
+# For each state, one bit for each sight that moves it: the whole column is tested with one `and`.
+_MOVED_BY = np.array(
+    [
+        sum(1 << sight for sight in _Sight if (life, sight) in _NEXT)
+        for life in _Life
+        if life is not _Life.RESOLVED
+    ],
+    np.uint8,
+)
+_STATES = {
+    _Life.INACTIVE: AlertState.INACTIVE,
+    _Life.PENDING: AlertState.PENDING,
+    _Life.FIRING: AlertState.FIRING,
+    _Life.KEEP_FIRING: AlertState.KEEP_FIRING,
+    _Life.PENDING_NO_DATA: AlertState.NO_DATA,
+    _Life.FIRING_NO_DATA: AlertState.NO_DATA,
+    _Life.RESOLVED: AlertState.RESOLVED,
+}
+_FIRED = frozenset({_Life.FIRING, _Life.KEEP_FIRING, _Life.FIRING_NO_DATA})
+# Firing first, then what may still fire.
+_ORDER = (AlertState.FIRING, AlertState.KEEP_FIRING, AlertState.NO_DATA, AlertState.PENDING)
+_NEVER_NS = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class AlertChange:
+    """An alert has a new state; `notify` says that people are to be told (it fires, it ended).
+
+    An alert that is INACTIVE is over and to be forgotten.
+    """
+
+    alert: Alert
+    notify: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Rows:
+    """One rule's alerts by slot. Instants are 0 where they have no meaning."""
+
+    rule: Rule
+    life: NDArray[np.uint8]
+    moved_by: NDArray[np.uint8]  # _MOVED_BY of each row's life
+    value: NDArray[np.float64]  # the number compared when the rule last held
+    active_at_ns: NDArray[np.int64]
+    fired_at_ns: NDArray[np.int64]
+    ended_at_ns: NDArray[np.int64]  # when the condition ended, while KEEP_FIRING
+    active_count: int = 0
+    due_at_ns: int = _NEVER_NS  # when time alone moves the first row
+
+    def put(self, slot: int, life: _Life) -> None:
+        """Set the state of one row."""
+        self.active_count += (life is not _Life.INACTIVE) - (self.life[slot] != _Life.INACTIVE)
+        self.life[slot] = life
+        self.moved_by[slot] = _MOVED_BY[life]
+
+    def find_due(self) -> None:
+        """Find out anew when time alone moves the first row."""
+        due_ns = _NEVER_NS
+        for life, since_ns, wait_ns in self._waits():
+            waiting = since_ns[self.life == life]
+            if waiting.size:
+                due_ns = min(due_ns, int(waiting.min()) + wait_ns)
+        self.due_at_ns = due_ns
+
+    def due(self, now_ns: int) -> NDArray[np.bool_]:
+        """Return the rows that time alone moves now."""
+        rows = np.zeros(self.life.shape, np.bool_)
+        for life, since_ns, wait_ns in self._waits():
+            rows |= (self.life == life) & (since_ns <= now_ns - wait_ns)
+        return rows
+
+    def _waits(self) -> tuple[tuple[_Life, NDArray[np.int64], int], ...]:
+        return (
+            (_Life.PENDING, self.active_at_ns, self.rule.hold_ns),
+            (_Life.KEEP_FIRING, self.ended_at_ns, self.rule.keep_firing_ns),
+        )
+
+
+class Alerts:
+    """All alerts of a set of rules on at most `limits.nodes_max` slots."""
+
+    def __init__(self, rules: tuple[Rule, ...], limits: Limits = DEFAULT_LIMITS) -> None:
+        slots = limits.nodes_max
+        self._limits = limits
+        self._rows = [
+            _Rows(
+                rule,
+                np.zeros(slots, np.uint8),
+                np.full(slots, _MOVED_BY[_Life.INACTIVE], np.uint8),
+                # Zeros take no memory until a row is used: most rules are silent everywhere.
+                np.zeros(slots, np.float64),
+                np.zeros(slots, np.int64),
+                np.zeros(slots, np.int64),
+                np.zeros(slots, np.int64),
+            )
+            for rule in rules
+        ]
+        self._by_name = {rule.name: index for index, rule in enumerate(rules)}
+        self._node_ids: dict[int, str] = {}  # of slots with an alert that is not INACTIVE
+        # The lately ended ones by name and node, in the order of their end.
+        self._resolved: OrderedDict[tuple[str, str], Alert] = OrderedDict()
+        self._waiting: list[AlertChange] = []  # what restore found out
+
+    def advance(
+        self, results: Sequence[RuleResult], node_ids: Sequence[str | None], now_ns: int
+    ) -> tuple[AlertChange, ...]:
+        """Move every alert by what its rule says now; return what changed, by rule and slot.
+
+        The results are of the rules given at the start, in their order, over the same slots as
+        `node_ids`; no rule may hold on a slot without a node. A node that has gone must have
+        been forgotten before its slot is used again.
+        """
+        changes, self._waiting = self._waiting, []
+        assert len(results) == len(self._rows)
+        for rows, result in zip(self._rows, results, strict=True):
+            assert result.rule is rows.rule
+            if rows.active_count == 0 and not result.holds.any():
+                continue
+            sights = result.holds.view(np.uint8) + result.known.view(np.uint8)
+            moved = self._moved(rows, sights, now_ns)
+            np.copyto(rows.value[: sights.size], result.value, where=result.holds)
+            for slot in moved:
+                node_id = node_ids[slot]
+                assert node_id is not None, f"{rows.rule.name} holds on slot {slot} without a node"
+                changes.append(self._move(rows, slot, node_id, _Sight(int(sights[slot])), now_ns))
+            if moved:
+                rows.find_due()
+        changes += self._forget_resolved(now_ns)
+        return tuple(changes)
+
+    def _moved(self, rows: _Rows, sights: NDArray[np.uint8], now_ns: int) -> list[int]:
+        """Return the slots whose alert changes, in order."""
+        bits = np.left_shift(np.uint8(1), sights)
+        bits &= rows.moved_by[: sights.size]
+        if now_ns >= rows.due_at_ns:
+            bits |= rows.due(now_ns)[: sights.size]
+        moved: list[int] = np.flatnonzero(bits).tolist() if bits.any() else []
+        return moved
+
+    def _move(
+        self, rows: _Rows, slot: int, node_id: str, sight: _Sight, now_ns: int
+    ) -> AlertChange:
+        """Move one alert: first by what is seen, then by time."""
+        before = _Life(int(rows.life[slot]))
+        life = _NEXT.get((before, sight), before)
+        if before is _Life.INACTIVE:
+            assert life is _Life.PENDING
+            assert self._node_ids.setdefault(slot, node_id) == node_id, "a slot was not forgotten"
+            self._resolved.pop((rows.rule.name, node_id), None)
+            rows.active_at_ns[slot], rows.fired_at_ns[slot] = now_ns, 0
+        if life is _Life.KEEP_FIRING and before is not life:
+            rows.ended_at_ns[slot] = now_ns
+        life = self._after_time(rows, slot, life, now_ns)
+        if life in _FIRED and before not in _FIRED:
+            rows.fired_at_ns[slot] = now_ns
+            return self._change(rows, slot, life, now_ns, notify=True)
+        return self._change(rows, slot, life, now_ns, notify=life is _Life.RESOLVED)
+
+    def _after_time(self, rows: _Rows, slot: int, life: _Life, now_ns: int) -> _Life:
+        if life is _Life.PENDING and now_ns - rows.active_at_ns[slot] >= rows.rule.hold_ns:
+            return _Life.FIRING
+        if (
+            life is _Life.KEEP_FIRING
+            and now_ns - rows.ended_at_ns[slot] >= rows.rule.keep_firing_ns
+        ):
+            return _Life.RESOLVED
+        return life
+
+    def _change(
+        self, rows: _Rows, slot: int, life: _Life, now_ns: int, notify: bool
+    ) -> AlertChange:
+        """Write a row's new state down and tell it."""
+        alert = self._alert(rows, slot, _STATES[life])
+        if life is _Life.RESOLVED:
+            alert = replace(alert, resolved_at_ns=now_ns)
+            self._resolved[alert.name, alert.node_id] = alert
+        rows.put(slot, _Life.INACTIVE if life is _Life.RESOLVED else life)
+        return AlertChange(alert, notify)
+
+    def _alert(self, rows: _Rows, slot: int, state: AlertState) -> Alert:
+        rule, node_id, value = rows.rule, self._node_ids[slot], float(rows.value[slot])
+        labels = {**rule.labels, "alertname": rule.name, "node": node_id}
+        return Alert(
+            name=rule.name,
+            node_id=node_id,
+            state=state,
+            labels=labels,
+            annotations={key: fill(text, labels, value) for key, text in rule.annotations.items()},
+            value=value,
+            active_at_ns=int(rows.active_at_ns[slot]),
+            fired_at_ns=int(rows.fired_at_ns[slot]),
+        )
+
+    def forget(self, slot: int, now_ns: int) -> tuple[AlertChange, ...]:
+        """End all alerts of a node that is no more; its slot may then be another node's."""
+        changes = []
+        if slot in self._node_ids:
+            for rows in self._rows:
+                before = _Life(int(rows.life[slot]))
+                if before is _Life.INACTIVE:
+                    continue
+                fired = before in _FIRED
+                life = _Life.RESOLVED if fired else _Life.INACTIVE
+                changes.append(self._change(rows, slot, life, now_ns, notify=fired))
+                rows.find_due()
+            del self._node_ids[slot]
+        changes += self._forget_resolved(now_ns)
+        return tuple(changes)
+
+    def _forget_resolved(self, now_ns: int) -> list[AlertChange]:
+        """Forget the ended alerts that are old, or one too many."""
+        changes = []
+        while self._resolved:
+            oldest = next(iter(self._resolved.values()))
+            old = now_ns - oldest.resolved_at_ns >= self._limits.alerts_resolved_kept_ns
+            if not old and len(self._resolved) <= self._limits.alerts_resolved_max:
+                break
+            self._resolved.popitem(last=False)
+            changes.append(AlertChange(replace(oldest, state=AlertState.INACTIVE), notify=False))
+        return changes
+
+    def restore(self, alerts: Iterable[Alert], slots: Mapping[str, int], now_ns: int) -> None:
+        """Take over the alerts of an earlier controller; `slots` are those of the known nodes.
+
+        Instants are kept, but how long an alert has been KEEP_FIRING is counted anew. Alerts of
+        rules or nodes that are no more end: the next `advance` tells it.
+        """
+        for alert in sorted(alerts, key=lambda alert: alert.resolved_at_ns):
+            index, slot = self._by_name.get(alert.name), slots.get(alert.node_id)
+            if alert.state is AlertState.RESOLVED:
+                self._resolved[alert.name, alert.node_id] = alert
+            elif index is None or slot is None:
+                self._end_restored(alert, now_ns)
+            elif alert.state is not AlertState.INACTIVE:
+                rows, no_data = self._rows[index], alert.state is AlertState.NO_DATA
+                if no_data:
+                    life = _Life.FIRING_NO_DATA if alert.fired_at_ns else _Life.PENDING_NO_DATA
+                else:
+                    life = _Life[alert.state.name]
+                self._node_ids[slot] = alert.node_id
+                rows.value[slot] = alert.value
+                rows.active_at_ns[slot] = alert.active_at_ns
+                rows.fired_at_ns[slot] = alert.fired_at_ns
+                rows.ended_at_ns[slot] = now_ns
+                rows.put(slot, life)
+        for rows in self._rows:
+            rows.find_due()
+        self._waiting += self._forget_resolved(now_ns)
+
+    def _end_restored(self, alert: Alert, now_ns: int) -> None:
+        if alert.fired_at_ns:
+            alert = replace(alert, state=AlertState.RESOLVED, resolved_at_ns=now_ns)
+            self._resolved[alert.name, alert.node_id] = alert
+        else:
+            alert = replace(alert, state=AlertState.INACTIVE)
+        self._waiting.append(AlertChange(alert, notify=alert.state is AlertState.RESOLVED))
+
+    def active(self) -> list[Alert]:
+        """Return all alerts that have not ended, firing ones first, then by rule and node."""
+        found = [
+            self._alert(rows, slot, _STATES[_Life(int(rows.life[slot]))])
+            for rows in self._rows
+            if rows.active_count
+            for slot in np.flatnonzero(rows.life).tolist()
+        ]
+        order = {state: rank for rank, state in enumerate(_ORDER)}
+        return sorted(found, key=lambda a: (order[a.state], self._by_name[a.name], a.node_id))
+
+    def listing(self) -> list[Alert]:
+        """Return the active alerts, firing ones first, then the lately ended, newest first."""
+        return self.active() + list(reversed(self._resolved.values()))
+
+    def counts(self) -> dict[AlertState, int]:
+        """Return how many alerts are in each state, INACTIVE ones left out."""
+        counts = dict.fromkeys(_ORDER, 0)
+        for rows in self._rows:
+            if rows.active_count:
+                for life, count in enumerate(np.bincount(rows.life).tolist()):
+                    if count and life != _Life.INACTIVE:
+                        counts[_STATES[_Life(life)]] += count
+        return {**counts, AlertState.RESOLVED: len(self._resolved)}
+
+    def check(self) -> None:
+        """Assert every invariant. Cost: linear in rules times slots."""
+        active: set[int] = set()
+        for rows in self._rows:
+            slots = np.flatnonzero(rows.life)
+            assert rows.active_count == slots.size
+            assert (rows.moved_by == _MOVED_BY[rows.life]).all()
+            fired = np.isin(rows.life, [int(life) for life in _FIRED])
+            assert (rows.fired_at_ns[fired] > 0).all()
+            assert not rows.fired_at_ns[(rows.life != _Life.INACTIVE) & ~fired].any()
+            due_at_ns = rows.due_at_ns
+            rows.find_due()
+            assert due_at_ns == rows.due_at_ns, "the first due row is known"
+            active.update(slots.tolist())
+        assert active <= set(self._node_ids), "active alerts know their node"
+        assert len(self._resolved) <= self._limits.alerts_resolved_max

@@ -46,14 +46,26 @@ class Hierarchy:
 def find_hierarchy(controller: str) -> Hierarchy:
     """Return where a v1 controller is mounted and where this process is in it.
 
-    In a container the mount may show only a part of the tree: a group's directory is the mount
-    point plus the group's path minus the mount's root.
-
     Raises:
         EnforcementError: it is not mounted, or this process's group lies outside the mount.
     """
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    for line in mounts:
+    found = locate(
+        controller,
+        Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
+        Path("/proc/self/cgroup").read_text(encoding="utf-8"),
+    )
+    if not found.own.is_dir():
+        raise EnforcementError(f"own {controller} group {found.own} does not exist")
+    return found
+
+
+def locate(controller: str, mountinfo: str, memberships: str) -> Hierarchy:
+    """Return the same from the text of /proc/self/mountinfo and /proc/self/cgroup.
+
+    In a container the mount may show only a part of the tree: a group's directory is the mount
+    point plus the group's path minus the mount's root.
+    """
+    for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         if kind == "cgroup" and controller in options.split(","):
@@ -61,7 +73,7 @@ def find_hierarchy(controller: str) -> Hierarchy:
             break
     else:
         raise EnforcementError(f"no cgroup v1 {controller} hierarchy is mounted")
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+    for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             break
@@ -69,10 +81,7 @@ def find_hierarchy(controller: str) -> Hierarchy:
         raise EnforcementError(f"this process is in no cgroup v1 {controller} group")
     if os.path.commonpath([root, path]) != root or ".." in path.split("/"):
         raise EnforcementError(f"own {controller} group {path} lies outside the mount of {root}")
-    own = Path(mount, os.path.relpath(path, root))
-    if not own.is_dir():
-        raise EnforcementError(f"own {controller} group {own} does not exist")
-    return Hierarchy(Path(mount), own)
+    return Hierarchy(Path(mount), Path(os.path.normpath(Path(mount, os.path.relpath(path, root)))))
 
 
 class Cgroup1:

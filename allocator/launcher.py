@@ -451,7 +451,9 @@ class LauncherPool(Generic[PlaceT]):
                 await asyncio.sleep(pauses[min(self._failures_in_row, len(pauses)) - 1])
             try:
                 launcher = await self._park()
-            except (LauncherError, OSError) as error:
+            except Exception as error:
+                # Whatever `prepare` raises as well: the answer to all of it is to try again later,
+                # and a start meanwhile makes its own launcher and gets the error itself.
                 self._failures_in_row += 1
                 LOG.warning("cannot park a launcher: %s", error)
                 continue

@@ -1,0 +1,263 @@
+"""Values to rows and back, in the order of the tables' columns.
+
+Reading back gives the value that was saved. What cannot be read is StoreDamaged, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from controller.core.model import (
+    Alert,
+    AlertState,
+    Attempt,
+    Node,
+    OomCause,
+    Scheduling,
+    Submission,
+    Task,
+    TaskSpec,
+    TaskState,
+)
+from controller.store.base import StoreDamaged
+
+# A row as the driver gives it: what is in it is the tables' word, not the type checker's.
+Row = Sequence[Any]
+NewRow = tuple[object, ...]
+
+_UNREADABLE = (ValueError, TypeError, KeyError)
+
+
+def task_progress_row(task: Task) -> NewRow:
+    """Return what changes in a task's life, in the order of TASK_PROGRESS."""
+    return (
+        task.state.value,
+        task.ended,
+        task.reason_code,
+        task.reason,
+        task.attempt,
+        task.node_id,
+        task.instance_id,
+        task.assigned_at_ns,
+        task.started_at_ns,
+        task.ended_at_ns,
+        task.exit_code,
+        task.signal,
+        task.memory_peak_bytes,
+        task.memory_limit_bytes,
+        task.oom_cause.value,
+        task.failures,
+        task.memory_requeues,
+        task.cancelled,
+    )
+
+
+def spec_text(spec: TaskSpec) -> str:
+    """Return a specification as one line of JSON."""
+    return json.dumps(
+        {
+            "command": spec.command,
+            "name": spec.name,
+            "category": spec.category,
+            "memory_request_bytes": spec.memory_request_bytes,
+            "memory_limit_bytes": spec.memory_limit_bytes,
+            "cpus": spec.cpus,
+            "priority": spec.priority,
+            "time_limit_ns": spec.time_limit_ns,
+            "retries": spec.retries,
+            "requeue": spec.requeue,
+            "environment": dict(spec.environment),
+            "working_directory": spec.working_directory,
+        },
+        separators=(",", ":"),
+    )
+
+
+def tasks_from(rows: Iterable[Row]) -> list[Task]:
+    """Return the tasks of rows of `tasks`, each with its specification as the last column."""
+    found: list[Task] = []
+    row: Row = ()
+    try:
+        for row in rows:
+            found.append(_task_from(row))
+    except _UNREADABLE as error:
+        raise _damaged(f"task {row[0]}", error) from error
+    return found
+
+
+def _task_from(row: Row) -> Task:
+    return Task(
+        id=row[0],
+        user=row[1],
+        submitted_at_ns=row[2],
+        state=TaskState(row[3]),
+        # row[4], ended, follows from the state.
+        reason_code=row[5],
+        reason=row[6],
+        attempt=row[7],
+        node_id=row[8],
+        instance_id=row[9],
+        assigned_at_ns=row[10],
+        started_at_ns=row[11],
+        ended_at_ns=row[12],
+        exit_code=row[13],
+        signal=row[14],
+        memory_peak_bytes=row[15],
+        memory_limit_bytes=row[16],
+        oom_cause=OomCause(row[17]),
+        failures=row[18],
+        memory_requeues=row[19],
+        cancelled=bool(row[20]),
+        spec=_spec_from(row[21]),
+    )
+
+
+def _spec_from(text: str) -> TaskSpec:
+    fields = json.loads(text)
+    return TaskSpec(**{**fields, "command": tuple(fields["command"])})
+
+
+def attempt_row(attempt: Attempt) -> NewRow:
+    """Return the row of an ended attempt."""
+    return (
+        attempt.task_id,
+        attempt.number,
+        attempt.node_id,
+        attempt.outcome.value,
+        attempt.assigned_at_ns,
+        attempt.started_at_ns,
+        attempt.ended_at_ns,
+        attempt.exit_code,
+        attempt.signal,
+        attempt.memory_peak_bytes,
+        attempt.memory_limit_bytes,
+        attempt.oom_cause.value,
+        attempt.reason,
+    )
+
+
+def attempt_from(row: Row) -> Attempt:
+    """Return the attempt of a row."""
+    with _reading(f"attempt {row[1]} of task {row[0]}"):
+        return Attempt(
+            task_id=row[0],
+            number=row[1],
+            node_id=row[2],
+            outcome=TaskState(row[3]),
+            assigned_at_ns=row[4],
+            started_at_ns=row[5],
+            ended_at_ns=row[6],
+            exit_code=row[7],
+            signal=row[8],
+            memory_peak_bytes=row[9],
+            memory_limit_bytes=row[10],
+            oom_cause=OomCause(row[11]),
+            reason=row[12],
+        )
+
+
+def node_row(node: Node) -> NewRow:
+    """Return the row of a node."""
+    return (
+        node.id,
+        node.machine_id,
+        node.boot_id,
+        node.instance_id,
+        node.agent_version,
+        node.memory_total_bytes,
+        node.memory_declared_bytes,
+        node.cpus,
+        node.enforcement,
+        node.joined_at_ns,
+        node.scheduling.value,
+        node.scheduling_reason,
+        node.scheduling_by,
+        node.scheduling_since_ns,
+    )
+
+
+def node_from(row: Row) -> Node:
+    """Return the node of a row."""
+    with _reading(f"node {row[0]}"):
+        return Node(
+            id=row[0],
+            machine_id=row[1],
+            boot_id=row[2],
+            instance_id=row[3],
+            agent_version=row[4],
+            memory_total_bytes=row[5],
+            memory_declared_bytes=row[6],
+            cpus=row[7],
+            enforcement=row[8],
+            joined_at_ns=row[9],
+            scheduling=Scheduling(row[10]),
+            scheduling_reason=row[11],
+            scheduling_by=row[12],
+            scheduling_since_ns=row[13],
+        )
+
+
+def submission_row(submission: Submission) -> NewRow:
+    """Return the row of a submission."""
+    return (
+        submission.request_id,
+        submission.first_task_id,
+        submission.count,
+        submission.at_ns,
+    )
+
+
+def submission_from(row: Row) -> Submission:
+    """Return the submission of a row."""
+    return Submission(request_id=row[0], first_task_id=row[1], count=row[2], at_ns=row[3])
+
+
+def alert_row(alert: Alert) -> NewRow:
+    """Return the row of an alert."""
+    return (
+        alert.name,
+        alert.node_id,
+        alert.state.value,
+        _words_text(alert.labels),
+        _words_text(alert.annotations),
+        None if math.isnan(alert.value) else alert.value,
+        alert.active_at_ns,
+        alert.fired_at_ns,
+        alert.resolved_at_ns,
+    )
+
+
+def alert_from(row: Row) -> Alert:
+    """Return the alert of a row."""
+    with _reading(f"alert {row[0]} of node {row[1]}"):
+        return Alert(
+            name=row[0],
+            node_id=row[1],
+            state=AlertState(row[2]),
+            labels=json.loads(row[3]),
+            annotations=json.loads(row[4]),
+            value=math.nan if row[5] is None else row[5],
+            active_at_ns=row[6],
+            fired_at_ns=row[7],
+            resolved_at_ns=row[8],
+        )
+
+
+def _words_text(words: Mapping[str, str]) -> str:
+    return json.dumps(dict(words), separators=(",", ":"))
+
+
+@contextmanager
+def _reading(thing: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise _damaged(thing, error) from error
+
+
+def _damaged(thing: str, error: Exception) -> StoreDamaged:
+    return StoreDamaged(f"{thing} in the store cannot be read: {error!r}")

@@ -1,0 +1,305 @@
+"""The store's statements, each a named function, as text for SQLite.
+
+They are compiled once and kept: building one takes longer than running it. A statement over many
+rows takes as many at once as fit, because the driver gives up the interpreter's lock around each
+step; with a row a step, a commit waits for a busy loop as often as it has rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from controller.core.model import ENDED_STATES, TaskState
+from controller.store.rows import NewRow
+from controller.store.tables import (
+    TASK_PROGRESS,
+    alerts,
+    attempts,
+    counters,
+    nodes,
+    outputs,
+    submissions,
+    task_specs,
+    tasks,
+)
+
+_DIALECT = sqlite.dialect(paramstyle="qmark")
+# Rows of one statement, largest first; 256 tasks are 5,400 values, SQLite's bound is 32,766.
+_ROWS_PER_STATEMENT = (256, 64, 16, 4, 1)
+_OPEN_STATES = tuple(sorted(state.value for state in set(TaskState) - ENDED_STATES))
+
+
+def compiled(statement: sa.ClauseElement) -> str:
+    """Return a statement as text for SQLite, values marked by `?`."""
+    return str(statement.compile(dialect=_DIALECT))
+
+
+class RowsStatement:
+    """A statement over any number of rows: its texts for some numbers of rows, made when needed."""
+
+    def __init__(self, build: Callable[[int], sa.ClauseElement]) -> None:
+        self._build = build
+        self._texts: dict[int, str] = {}
+
+    def calls(self, rows: Sequence[NewRow]) -> Iterator[tuple[str, list[object]]]:
+        """Yield the texts to run, each with its values, that together cover all rows."""
+        start = 0
+        for count in _ROWS_PER_STATEMENT:
+            while len(rows) - start >= count:
+                text = self._texts.get(count)
+                if text is None:
+                    text = self._texts[count] = compiled(self._build(count))
+                yield text, list(chain.from_iterable(rows[start : start + count]))
+                start += count
+
+
+# Written out, because SQLite's dialect would otherwise ask for a value of its own at each call.
+_NO_OFFSET: sa.ColumnElement[int] = sa.literal_column("0", sa.Integer)
+_ONE: sa.ColumnElement[int] = sa.literal_column("1", sa.Integer)
+
+
+def _rows_of(columns: Sequence[sa.Column[object]], count: int) -> list[dict[str, object]]:
+    # The values are only marks; what is bound in their place comes with the call.
+    return [{column.name: 0 for column in columns}] * count
+
+
+def _insert(table: sa.Table) -> RowsStatement:
+    columns = list(table.columns)
+    return RowsStatement(lambda count: sa.insert(table).values(_rows_of(columns, count)))
+
+
+def _insert_or_replace(table: sa.Table) -> RowsStatement:
+    columns = list(table.columns)
+
+    def build(count: int) -> sa.ClauseElement:
+        insert = sqlite.insert(table).values(_rows_of(columns, count))
+        return insert.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={
+                column.name: insert.excluded[column.name]
+                for column in columns
+                if not column.primary_key
+            },
+        )
+
+    return RowsStatement(build)
+
+
+def _update_tasks(count: int) -> sa.ClauseElement:
+    columns = [tasks.c.id, *TASK_PROGRESS]
+    rows = [(0,) * len(columns)] * count
+    new = sa.values(*(sa.column(column.name, column.type) for column in columns), name="new")
+    values = new.data(rows).cte("new")
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id == values.c.id)
+        .values({column.name: values.c[column.name] for column in TASK_PROGRESS})
+    )
+
+
+# New tasks, and their specifications.
+INSERT_TASKS = _insert(tasks)
+INSERT_TASK_SPECS = _insert(task_specs)
+# What has changed in tasks that are there already: id, then TASK_PROGRESS.
+UPDATE_TASKS = RowsStatement(_update_tasks)
+SAVE_ATTEMPTS = _insert_or_replace(attempts)
+SAVE_OUTPUTS = _insert_or_replace(outputs)
+SAVE_NODES = _insert_or_replace(nodes)
+SAVE_SUBMISSIONS = _insert_or_replace(submissions)
+SAVE_ALERTS = _insert_or_replace(alerts)
+SAVE_COUNTERS = _insert_or_replace(counters)
+
+
+@cache
+def delete_alert() -> str:
+    """Forget an alert. Values: name, node_id."""
+    return compiled(
+        sa.delete(alerts).where(
+            alerts.c.name == sa.bindparam("name"), alerts.c.node_id == sa.bindparam("node_id")
+        )
+    )
+
+
+def _ids() -> sa.Select[tuple[int]]:
+    """A set of ids, given as one JSON array."""
+    values = sa.func.json_each(sa.bindparam("ids")).table_valued("value")
+    return sa.select(values.c.value)
+
+
+def _whole_tasks() -> sa.Select[tuple[object, ...]]:
+    return sa.select(*tasks.columns, task_specs.c.spec).join_from(
+        tasks, task_specs, task_specs.c.task_id == tasks.c.id
+    )
+
+
+@cache
+def select_open_tasks() -> str:
+    """All tasks that have not ended, by id."""
+    states: list[sa.ColumnElement[str]] = [
+        sa.literal_column(f"'{state}'") for state in _OPEN_STATES
+    ]
+    return compiled(_whole_tasks().where(tasks.c.state.in_(states)).order_by(tasks.c.id))
+
+
+@cache
+def select_tasks_before() -> str:
+    """Tasks of all states, newest first. Values: the id they are below, how many."""
+    return compiled(
+        _whole_tasks()
+        .where(tasks.c.id < sa.bindparam("before_id"))
+        .order_by(tasks.c.id.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_task_ids_of_state() -> str:
+    """Ids of one state's tasks, newest first. Values: state, the id they are below, how many.
+
+    One state at a time, so that the index gives them in order: with several, all tasks of those
+    states would be sorted for one page.
+    """
+    return compiled(
+        sa.select(tasks.c.id)
+        .where(
+            tasks.c.state == sa.bindparam("state"),
+            tasks.c.id < sa.bindparam("before_id"),
+        )
+        .order_by(tasks.c.id.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_tasks_by_id() -> str:
+    """The tasks of a set of ids, newest first. Values: the ids as a JSON array."""
+    return compiled(_whole_tasks().where(tasks.c.id.in_(_ids())).order_by(tasks.c.id.desc()))
+
+
+@cache
+def select_task_ids_known() -> str:
+    """Those of a set of ids that are tasks. Values: the ids as a JSON array."""
+    return compiled(sa.select(tasks.c.id).where(tasks.c.id.in_(_ids())))
+
+
+@cache
+def select_attempts() -> str:
+    """A task's attempts, the last first. Values: task_id, how many."""
+    return compiled(
+        sa.select(attempts)
+        .where(attempts.c.task_id == sa.bindparam("task_id"))
+        .order_by(attempts.c.number.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_output() -> str:
+    """The kept output of an attempt. Values: task_id, attempt, stream."""
+    return compiled(
+        sa.select(outputs.c.data).where(
+            outputs.c.task_id == sa.bindparam("task_id"),
+            outputs.c.attempt == sa.bindparam("attempt"),
+            outputs.c.stream == sa.bindparam("stream"),
+        )
+    )
+
+
+@cache
+def select_nodes() -> str:
+    """All nodes, by id."""
+    return compiled(sa.select(nodes).order_by(nodes.c.id))
+
+
+@cache
+def select_alerts() -> str:
+    """All alerts, by name and node."""
+    return compiled(sa.select(alerts).order_by(alerts.c.name, alerts.c.node_id))
+
+
+@cache
+def select_submissions() -> str:
+    """Submissions, newest first. Values: how many."""
+    return compiled(
+        sa.select(submissions)
+        .order_by(submissions.c.first_task_id.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_counter() -> str:
+    """A counter's value. Values: its name."""
+    return compiled(sa.select(counters.c.value).where(counters.c.name == sa.bindparam("name")))
+
+
+@cache
+def select_last_task_id() -> str:
+    """The greatest id of a task, or NULL."""
+    return compiled(sa.select(sa.func.max(tasks.c.id)))
+
+
+@cache
+def select_oldest_kept() -> str:
+    """The first ended task of those to keep. Values: how many to keep, minus 1.
+
+    No row when there are fewer.
+    """
+    return compiled(
+        sa.select(tasks.c.ended_at_ns, tasks.c.id)
+        .where(tasks.c.ended.is_(True))
+        .order_by(tasks.c.ended_at_ns.desc(), tasks.c.id.desc())
+        .limit(_ONE)
+        .offset(sa.bindparam("kept"))
+    )
+
+
+@cache
+def select_ended_task_ids() -> str:
+    """Ids of the tasks that ended first. Values: (ended_at_ns, id) they are below, how many."""
+    return compiled(
+        sa.select(tasks.c.id)
+        .where(
+            tasks.c.ended.is_(True),
+            sa.tuple_(tasks.c.ended_at_ns, tasks.c.id)
+            < sa.tuple_(sa.bindparam("ended_at_ns"), sa.bindparam("id")),
+        )
+        .order_by(tasks.c.ended_at_ns, tasks.c.id)
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def delete_tasks() -> str:
+    """Forget ended tasks and what hangs on them. Values: their ids as a JSON array."""
+    return compiled(sa.delete(tasks).where(tasks.c.ended.is_(True), tasks.c.id.in_(_ids())))
+
+
+@cache
+def delete_old_submissions() -> str:
+    """Forget the oldest submissions. Values: how many to keep, how many at most to forget."""
+    newest_to_forget = (
+        sa.select(submissions.c.first_task_id)
+        .order_by(submissions.c.first_task_id.desc())
+        .limit(_ONE)
+        .offset(sa.bindparam("kept"))
+        .scalar_subquery()
+    )
+    forgotten = (
+        sa.select(submissions.c.request_id)
+        .where(submissions.c.first_task_id <= newest_to_forget)
+        .order_by(submissions.c.first_task_id)
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+    return compiled(sa.delete(submissions).where(submissions.c.request_id.in_(forgotten)))

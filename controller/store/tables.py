@@ -1,0 +1,177 @@
+"""The tables of the store and the revision they stand for.
+
+A change here needs a new migration and a new HEAD_REVISION; a test holds the two to the same
+schema. States are words, not numbers, so that a new state needs no migration.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+HEAD_REVISION = "0001"
+NO_REVISION = "0000"  # a store without any migration
+APPLICATION_ID = 0x4D415353  # "MASS", in the header of an SQLite file
+
+METADATA = sa.MetaData()
+
+# Only a column of exactly this type is SQLite's own row key; a second index would double the cost.
+_ROW_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=nullable)
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False)
+
+
+tasks = sa.Table(
+    "tasks",
+    METADATA,
+    sa.Column("id", _ROW_KEY, primary_key=True, autoincrement=False),
+    _text("user"),
+    _integer("submitted_at_ns"),
+    # From here on the columns change with the task; TASK_PROGRESS relies on it.
+    _text("state"),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    _text("reason_code"),
+    _text("reason"),
+    _integer("attempt"),
+    _text("node_id"),
+    _text("instance_id"),
+    _integer("assigned_at_ns"),
+    _integer("started_at_ns"),
+    _integer("ended_at_ns"),
+    _integer("exit_code", nullable=True),
+    _integer("signal", nullable=True),
+    _integer("memory_peak_bytes"),
+    _integer("memory_limit_bytes", nullable=True),
+    _text("oom_cause"),
+    _integer("failures"),
+    _integer("memory_requeues"),
+    sa.Column("cancelled", sa.Boolean, nullable=False),
+)
+TASK_PROGRESS = tuple(tasks.columns)[3:]
+
+# For the open tasks at start, and for a list of one state, newest first.
+sa.Index("tasks_state", tasks.c.state, tasks.c.id)
+# For pruning, oldest end first.
+sa.Index(
+    "tasks_ended",
+    tasks.c.ended_at_ns,
+    tasks.c.id,
+    sqlite_where=tasks.c.ended.is_(True),
+    postgresql_where=tasks.c.ended.is_(True),
+)
+
+
+def _task_id() -> sa.Column[int]:
+    return sa.Column(
+        "task_id", _ROW_KEY, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False
+    )
+
+
+# Apart from `tasks`, because a specification can be 256 KiB and every change of a task's state
+# would write it again.
+task_specs = sa.Table(
+    "task_specs",
+    METADATA,
+    _task_id(),
+    _text("spec"),
+    sa.PrimaryKeyConstraint("task_id"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    METADATA,
+    _task_id(),
+    _integer("number"),
+    _text("node_id"),
+    _text("outcome"),
+    _integer("assigned_at_ns"),
+    _integer("started_at_ns"),
+    _integer("ended_at_ns"),
+    _integer("exit_code", nullable=True),
+    _integer("signal", nullable=True),
+    _integer("memory_peak_bytes"),
+    _integer("memory_limit_bytes", nullable=True),
+    _text("oom_cause"),
+    _text("reason"),
+    sa.PrimaryKeyConstraint("task_id", "number"),
+    sqlite_with_rowid=False,
+)
+
+outputs = sa.Table(
+    "outputs",
+    METADATA,
+    _task_id(),
+    _integer("attempt"),
+    _text("stream"),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("task_id", "attempt", "stream"),
+)
+
+nodes = sa.Table(
+    "nodes",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("machine_id"),
+    _text("boot_id"),
+    _text("instance_id"),
+    _text("agent_version"),
+    _integer("memory_total_bytes"),
+    _integer("memory_declared_bytes", nullable=True),
+    sa.Column("cpus", sa.Double, nullable=False),
+    _text("enforcement"),
+    _integer("joined_at_ns"),
+    _text("scheduling"),
+    _text("scheduling_reason"),
+    _text("scheduling_by"),
+    _integer("scheduling_since_ns"),
+    sqlite_with_rowid=False,
+)
+
+submissions = sa.Table(
+    "submissions",
+    METADATA,
+    sa.Column("request_id", sa.Text, primary_key=True),
+    _integer("first_task_id"),
+    _integer("task_count"),
+    _integer("at_ns"),
+    sqlite_with_rowid=False,
+)
+sa.Index("submissions_order", submissions.c.first_task_id)
+
+alerts = sa.Table(
+    "alerts",
+    METADATA,
+    _text("name"),
+    _text("node_id"),
+    _text("state"),
+    _text("labels"),
+    _text("annotations"),
+    sa.Column("value", sa.Double),  # NULL is "not a number", which SQLite cannot hold
+    _integer("active_at_ns"),
+    _integer("fired_at_ns"),
+    _integer("resolved_at_ns"),
+    sa.PrimaryKeyConstraint("name", "node_id"),
+    sqlite_with_rowid=False,
+)
+
+# What must outlive the rows it was counted from.
+counters = sa.Table(
+    "counters",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    _integer("value"),
+    sqlite_with_rowid=False,
+)
+
+# As alembic makes it; written here so that a new store needs no alembic.
+alembic_version = sa.Table(
+    "alembic_version",
+    METADATA,
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)

@@ -10,7 +10,13 @@ from cffi import FFI
 
 HEADERS = ("memory_allocator.h", "history.h", "series.h", "ledger.h")
 SOURCES = ("memory_allocator.c", "history.c", "series.c", "ledger.c")
-INTERNAL_HEADERS = ("pool_check.h", "pool_lists.h", "pool_seals.h", "pool_state.h")
+INTERNAL_HEADERS = (
+    "pool_blocks.h",
+    "pool_check.h",
+    "pool_lists.h",
+    "pool_seals.h",
+    "pool_state.h",
+)
 
 BEGIN = "/* cffi: begin */"
 END = "/* cffi: end */"

@@ -11,30 +11,31 @@
  *       0    0    any other granule
  *
  * A cell whose 64 granules all lie behind the first granule of one block is covered by it. The
- * first and the last cell that a block covers hold its length in granules in the start word and
- * all ones in the used word (those between are zero). No bits look like that: used all ones
- * leaves the start word with its bits 1 to 63 set, and a length is below 2^33. So the length of a
- * block is the distance to the next start bit in its own cell, else the length in the next cell,
- * else the distance to the first start bit there: two cells at most, no loop. The same holds
- * backwards from the end of a free block. Granules 0 and N + 1 are fences, live blocks for ever.
+ * first and the last cell that a block covers hold its length in granules in the start word and all
+ * ones in the used word (those between are zero). No bits look like that: used all ones leaves the
+ * start word with its bits 1 to 63 set, and a length is below 2^33. So the length of a block is the
+ * distance to the next start bit in its own cell, else the length in the next cell, else the
+ * distance to the first start bit there: two cells at most, no loop. The same holds backwards from
+ * the end of a free block. Granules 0 and N + 1 are fences, live blocks for ever.
  *
  * Free blocks hang in doubly linked lists by size: 64 lists for each power of two, exact below 128
- * granules. A bit per list and a bit per group of 64 find the next list that is not empty
- * with two bit scans. The links are granule numbers in the first 8 bytes of the free block, the only
- * state inside the heap. Both directions are compared on removal; when they disagree
- * somebody has written to freed memory, and since the cells know everything, the lists are
- * simply made anew from them.
+ * granules. A bit per list and a bit per group of 64 find the next list that is not empty with two
+ * bit scans. The links are granule numbers in the first 8 bytes of the free block, the only state
+ * inside the heap. Both directions are compared on removal; when they disagree somebody has written
+ * to freed memory, and since the cells know everything, the lists are simply made anew from them.
  *
- * So a pointer is the start of a live block or it is not, exactly, and an overrun reaches
- * other blocks but never the state.
+ * So a pointer is the start of a live block or it is not, exactly, and an overrun reaches other
+ * blocks but never the state.
  *
- * pool_state.h has the cells, pool_lists.h the lists, pool_seals.h what hardening adds, pool_check.h
- * the proof that all is sound; here they become blocks, calls and pools.
+ * pool_state.h has the cells, pool_lists.h the lists, pool_seals.h what hardening adds,
+ * pool_blocks.h makes blocks of them and pool_check.h proves that all is sound. Here are the
+ * calls, the lock and the making of pools.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "memory_allocator.h"
+#include "pool_blocks.h"
 #include "pool_check.h"
 #include "pool_lists.h"
 #include "pool_seals.h"
@@ -49,10 +50,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The library's own calls between exported functions must not go through the symbol table. */
-#define INTERNAL static inline __attribute__((always_inline))
-
-/* ---- Errors ------------------------------------------------------------------------------------- */
+/* ---- Errors ---------------------------------------------------------------------------------- */
 
 /* Like errno: what failed last on this thread, and where. */
 static _Thread_local const mass_pool_t *last_error_pool;
@@ -95,7 +93,7 @@ const char *mass_pool_error_text(int code) {
     return known ? text[code] : "unknown error";
 }
 
-/* ---- The lock ------------------------------------------------------------------------------------ */
+/* ---- The lock -------------------------------------------------------------------------------- */
 
 /* A call holds the lock for some 20 ns, so a waiter looks a few hundred cycles long and only then
  * sleeps. It sleeps for a time and not until a wake-up: a wake-up would cost every unlock a
@@ -129,193 +127,7 @@ INTERNAL void unlock(mass_pool_t *pool) {
     atomic_store_explicit(&pool->lock, 0, memory_order_release);
 }
 
-/* ---- Blocks: the lock is held ----------------------------------------------------------------------- */
-
-/* The granules that `size` bytes need, or 0 if no pool of this size could give them. */
-INTERNAL granule_t granules_for(const mass_pool_t *pool, size_t size) {
-    if (size > (size_t)pool->granule_count * GRANULE) {
-        return 0;
-    }
-    size_t count = (size + (size == 0) + (HARDENED ? SEAL_BYTES : 0) + GRANULE - 1) / GRANULE;
-    return count > pool->granule_count ? 0 : (granule_t)count;
-}
-
-/* Why the pointer is not a block: looks for the block around it. */
-static __attribute__((noinline)) int explain(const mass_pool_t *pool, granule_t g) {
-    while (!is_start(pool, g)) {
-        const cell_t *cell = cell_of(pool, g);
-        uint64_t below = is_covered(cell) ? 0 : cell->start & (bit(g) - 1);
-        g -= g % CELL_GRANULES;
-        g = below != 0 ? g + highest(below) : g - 1;
-    }
-    return is_live(pool, g) ? MASS_POOL_E_INTERIOR : MASS_POOL_E_DOUBLE_FREE;
-}
-
-/* MASS_POOL_OK and the granule, iff the pointer is the start of a live block. */
-INTERNAL int find_live(const mass_pool_t *pool, const void *block, granule_t *g) {
-    uintptr_t offset = (uintptr_t)block - pool->origin;
-    if (unlikely(offset / GRANULE - 1 >= pool->granule_count)) {
-        return MASS_POOL_E_FOREIGN;
-    }
-    *g = (granule_t)(offset / GRANULE);
-    bool found = offset % GRANULE == 0 && is_start(pool, *g) && is_live(pool, *g);
-    return likely(found) ? MASS_POOL_OK : explain(pool, *g);
-}
-
-/* Somebody wrote to freed memory. The cells know every free block: make all lists anew. Linear, but
- * only a mistake of the caller leads here. */
-static __attribute__((noinline)) void remake_lists(mass_pool_t *pool, granule_t damaged) {
-    report(pool, MASS_POOL_E_DAMAGED, address(pool, damaged));
-    pool->damage_count++;
-    clear_lists(pool);
-    for (granule_t g = 1; g <= pool->granule_count; g += length(pool, g)) {
-        if (!is_live(pool, g)) {
-            link_block(pool, g, length(pool, g));
-        }
-    }
-}
-
-/* To be called before any cell is changed: lists are remade from what the cells say. */
-INTERNAL void expect_sound_links(mass_pool_t *pool, granule_t g, granule_t count) {
-    if (unlikely(!are_links_sound(pool, g, count))) {
-        remake_lists(pool, g);
-    }
-}
-
-INTERNAL void expect_poison(const mass_pool_t *pool, granule_t g, granule_t count) {
-    if (HARDENED && !is_poison(pool, g, count, 0)) {
-        report(pool, MASS_POOL_E_DAMAGED, address(pool, g));
-    }
-}
-
-/* Takes a free block, whose links are sound, out of its list and the cells. */
-INTERNAL void take(mass_pool_t *pool, granule_t g, granule_t count) {
-    unlink_block(pool, g, count);
-    poison(pool, g, 1);
-    erase_free(pool, g, count);
-}
-
-INTERNAL void note_peak(mass_pool_t *pool) {
-    pool->used_peak = pool->used > pool->used_peak ? pool->used : pool->used_peak;
-}
-
-/* A live block of `count` granules, or 0. */
-INTERNAL granule_t allocate_granules(mass_pool_t *pool, granule_t count) {
-    granule_t g = find_free(pool, count);
-    if (unlikely(g == 0)) {
-        return 0;
-    }
-    granule_t whole = length(pool, g);
-    granule_t rest = whole - count;
-    granule_t end = g + whole - 1;
-    expect_sound_links(pool, g, whole);
-    unlink_block(pool, g, whole);
-    poison(pool, g, 1);
-    if (whole <= CELL_GRANULES) {
-        /* What differs between before and after, in as few writes as can be: the end mark goes unless
-         * two granules are left for it, and the rest starts where the block ends. */
-        cell_of(pool, end)->used &= ~((uint64_t)(rest < 2) << (end % CELL_GRANULES));
-        cell_of(pool, g)->used |= bit(g);
-        cell_of(pool, g + count)->start |= bit(g + count);
-    } else {
-        erase_free(pool, g, whole);
-        write_live(pool, g, count);
-        if (rest != 0) {
-            write_free(pool, g + count, rest);
-        }
-    }
-    if (rest != 0) {
-        link_block(pool, g + count, rest);
-    }
-    expect_poison(pool, g, count);
-    pool->used += count;
-    return g;
-}
-
-/* Makes a live block free, joined with the free blocks beside it. */
-INTERNAL void free_granules(mass_pool_t *pool, granule_t g, granule_t count) {
-    granule_t behind = g + count;
-    granule_t more = is_live(pool, behind) ? 0 : length(pool, behind);
-    granule_t front = free_before(pool, g);
-    if (more != 0) {
-        expect_sound_links(pool, behind, more);
-    }
-    if (front != 0) {
-        expect_sound_links(pool, front, g - front);
-    }
-    pool->used -= count;
-    poison(pool, g, count);
-    erase_live(pool, g, count);
-    if (more != 0) {
-        take(pool, behind, more);
-        count += more;
-    }
-    if (front != 0) {
-        take(pool, front, g - front);
-        count += g - front;
-        g = front;
-    }
-    write_free(pool, g, count);
-    link_block(pool, g, count);
-}
-
-/* Cuts a live block down to `count` granules, of which there are fewer than it has. */
-static void trim(mass_pool_t *pool, granule_t g, granule_t whole, granule_t count) {
-    split_live(pool, g, whole, count);
-    free_granules(pool, g + count, whole - count);
-}
-
-/* Lets the live block grow into the free block behind it; false if that is too small. */
-static bool grow_in_place(mass_pool_t *pool, granule_t g, granule_t old, granule_t count) {
-    granule_t behind = g + old;
-    granule_t more = is_live(pool, behind) ? 0 : length(pool, behind);
-    if (more < count - old) {
-        return false;
-    }
-    expect_sound_links(pool, behind, more);
-    take(pool, behind, more);
-    expect_poison(pool, behind, more);
-    erase_live(pool, g, old);
-    write_live(pool, g, old + more);
-    pool->used += more;
-    if (old + more > count) {
-        trim(pool, g, old + more, count);
-    }
-    return true;
-}
-
-/* Moves the live block down into the free block in front of it; together with the one behind there
- * must be room for `count` granules. Returns its new start, or 0. */
-static granule_t slide(mass_pool_t *pool, granule_t g, granule_t old, granule_t count,
-                       size_t keep_bytes) {
-    granule_t front = free_before(pool, g);
-    granule_t behind = g + old;
-    granule_t more = is_live(pool, behind) ? 0 : length(pool, behind);
-    granule_t whole = behind + more - front;
-    if (front == 0 || whole < count) {
-        return 0;
-    }
-    if (more != 0) {
-        expect_sound_links(pool, behind, more);
-    }
-    expect_sound_links(pool, front, g - front);
-    if (more != 0) {
-        take(pool, behind, more);
-        expect_poison(pool, behind, more);
-    }
-    take(pool, front, g - front);
-    expect_poison(pool, front, g - front);
-    erase_live(pool, g, old);
-    memmove(address(pool, front), address(pool, g), keep_bytes);
-    write_live(pool, front, whole);
-    pool->used += whole - old;
-    if (whole > count) {
-        trim(pool, front, whole, count);
-    }
-    return front;
-}
-
-/* ---- Allocate and free ----------------------------------------------------------------------------- */
+/* ---- Allocate and free ----------------------------------------------------------------------- */
 
 static __attribute__((noinline)) void *refuse(mass_pool_t *pool, int code) {
     pool->failure_count++;
@@ -409,7 +221,7 @@ void *mass_pool_allocate_aligned(mass_pool_t *pool, size_t alignment, size_t siz
     return hand_out(pool, g, count, size);
 }
 
-/* ---- Reallocate ------------------------------------------------------------------------------------ */
+/* ---- Reallocate ------------------------------------------------------------------------------ */
 
 /* Ends a reallocation that found room elsewhere. The bytes are copied without the lock (both blocks
  * are the caller's), so that one large move does not hold up everybody else. */
@@ -469,7 +281,7 @@ void *mass_pool_reallocate(mass_pool_t *pool, void *block, size_t size) {
     return hand_out(pool, g, count, size);
 }
 
-/* ---- Questions ---------------------------------------------------------------------------------------- */
+/* ---- Questions ------------------------------------------------------------------------------- */
 
 size_t mass_pool_size_of(mass_pool_t *pool, const void *block) {
     granule_t g = 0;
@@ -525,7 +337,7 @@ int mass_pool_check(mass_pool_t *pool) {
     return code;
 }
 
-/* ---- Making and ending a pool ------------------------------------------------------------------------- */
+/* ---- Making and ending a pool ---------------------------------------------------------------- */
 
 static size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
 
@@ -555,10 +367,9 @@ static size_t granules_within(size_t bytes, size_t step) {
     return granules;
 }
 
-/* Makes all granules one free block. */
-static void clear(mass_pool_t *pool) {
+/* Makes all granules one free block; the cells are zero. */
+static void make_one_block(mass_pool_t *pool) {
     granule_t count = pool->granule_count;
-    memset(pool->cells - 1, 0, cell_bytes(count));
     clear_lists(pool);
     pool->used = 0;
     pool->live_count = 0;
@@ -569,9 +380,9 @@ static void clear(mass_pool_t *pool) {
     link_block(pool, 1, count);
 }
 
+/* The state is zero: a mapping is, and writing zeros there would only make its pages real. */
 static mass_pool_t *set_up(void *state, void *heap, size_t granules) {
     mass_pool_t *pool = state;
-    memset(pool, 0, sizeof *pool);
     atomic_init(&pool->lock, 0);
     pool->origin = (uintptr_t)heap - GRANULE;
     pool->key = (link_t)(((uint64_t)pool->origin * 0x9E3779B97F4A7C15U) >> 32) | 1U << 31;
@@ -579,7 +390,7 @@ static mass_pool_t *set_up(void *state, void *heap, size_t granules) {
     pool->group_count = group_of((granule_t)granules) + 1;
     pool->heads = (link_t *)(pool + 1);
     pool->cells = (cell_t *)((unsigned char *)pool->heads + head_bytes(granules)) + 1;
-    clear(pool);
+    make_one_block(pool);
     return pool;
 }
 
@@ -621,7 +432,9 @@ mass_pool_t *mass_pool_create_over(void *base, size_t bytes) {
         return NULL;
     }
     unsigned char *state = (unsigned char *)base + lost;
-    return set_up(state, state + state_bytes(granules, GRANULE), granules);
+    unsigned char *heap = state + state_bytes(granules, GRANULE);
+    memset(state, 0, (size_t)(heap - state));
+    return set_up(state, heap, granules);
 }
 
 void mass_pool_destroy(mass_pool_t *pool) {
@@ -632,11 +445,12 @@ void mass_pool_destroy(mass_pool_t *pool) {
 
 void mass_pool_reset(mass_pool_t *pool) {
     lock(pool);
-    clear(pool);
+    memset(pool->cells - 1, 0, cell_bytes(pool->granule_count));
+    make_one_block(pool);
     unlock(pool);
 }
 
-/* ---- The default pool --------------------------------------------------------------------------------- */
+/* ---- The default pool ------------------------------------------------------------------------ */
 
 static _Atomic(mass_pool_t *) default_pool;
 static pthread_once_t default_pool_once = PTHREAD_ONCE_INIT;

@@ -9,6 +9,8 @@
  * that fails changes nothing and says why through `mass_pool_last_error`. A pointer that is not
  * the start of a live block is refused and counted, whatever happened before; it is never believed.
  *
+ * After fork the child may use the default pool; another pool only if no other thread was inside it.
+ *
  * Compiled with -DMASS_HARDENED every misuse ends in abort() with one line on stderr. Blocks
  * then carry a canary behind their last byte and freed memory is poisoned, so overruns and
  * writes after free are caught too; calls become linear in the size of their block.
@@ -40,10 +42,10 @@ enum mass_pool_error {
     MASS_POOL_E_FOREIGN = 4,     /* the pointer does not lie in this pool */
     MASS_POOL_E_INTERIOR = 5,    /* the pointer lies inside a live block, not at its start */
     MASS_POOL_E_DOUBLE_FREE = 6, /* the pointer lies in memory that is free already */
-    MASS_POOL_E_DAMAGED = 7,     /* free memory was written to: the links of a free list are spoilt */
+    MASS_POOL_E_DAMAGED = 7,     /* free memory was written to: a free list is spoilt */
     MASS_POOL_E_OVERRUN = 8,     /* hardened only: the bytes behind a live block were written to */
     MASS_POOL_E_UNSOUND = 9,     /* check: the pool's own state contradicts itself */
-    MASS_POOL_E_ENVIRONMENT = 10 /* POOL_BYTES is not a size; the default pool has the default size */
+    MASS_POOL_E_ENVIRONMENT = 10 /* POOL_BYTES is no size; the default size is used */
 };
 
 typedef struct mass_pool mass_pool_t;
@@ -65,18 +67,19 @@ typedef struct {
     uint64_t damage_count;         /* times the free lists were found spoilt and made anew */
 } mass_pool_statistics_t;
 
-/* Makes a pool of `bytes` (rounded down to whole pages, state included) in a mapping of its own with
- * an inaccessible page below and above the blocks. Returns NULL iff bytes is outside
- * MASS_POOL_BYTES_MIN..MAX or the system refuses the mapping. */
+/* Makes a pool of `bytes` (rounded down to whole pages, state included) in a mapping of its own
+ * with an inaccessible page below and above the blocks; the system provides the pages when they are
+ * first written to. Returns NULL iff bytes is below two pages, outside MASS_POOL_BYTES_MIN..MAX or
+ * the system refuses the mapping. */
 mass_pool_t *mass_pool_create(size_t bytes);
 
-/* Makes a pool in the caller's memory [base, base + bytes), which must stay until destroy; its state
- * lies at the low end. Linear in bytes / 64. Returns NULL iff base is NULL, bytes exceeds
+/* Makes a pool in the caller's memory [base, base + bytes), which must stay until destroy; its
+ * state lies at the low end. Linear in bytes / 64. Returns NULL iff base is NULL, bytes exceeds
  * MASS_POOL_BYTES_MAX or state and one block of 16 bytes do not fit (about 1 KiB). */
 mass_pool_t *mass_pool_create_over(void *base, size_t bytes);
 
-/* Ends the pool and returns its own mapping; all its blocks are gone. NULL is ignored. No other thread
- * may be using the pool. */
+/* Ends the pool and returns its own mapping; all its blocks are gone. NULL is ignored. No other
+ * thread may be using the pool. */
 void mass_pool_destroy(mass_pool_t *pool);
 
 /* Returns a block of at least `size` bytes, or NULL: E_EXHAUSTED, E_SIZE. It fails only if every
@@ -88,17 +91,18 @@ void *mass_pool_allocate(mass_pool_t *pool, size_t size);
 void *mass_pool_allocate_aligned(mass_pool_t *pool, size_t alignment, size_t size);
 
 /* Changes the size of a block and returns it, moved if need be, with its content up to the
- * smaller size. Shrinking always succeeds in place; growing uses the free block behind, else a fresh
- * block, else slides into the free block in front. A moved block keeps the 16-byte alignment
- * only. `block` NULL allocates; size 0 shrinks to the smallest block and does not free. Returns NULL
- * and leaves the block as it was: E_EXHAUSTED, E_SIZE, and the codes of mass_pool_free. */
+ * smaller size. Shrinking always succeeds in place; growing uses the free block behind, else a
+ * fresh block, else slides into the free block in front. A moved block keeps the 16-byte
+ * alignment only. `block` NULL allocates; size 0 shrinks to the smallest block and does not
+ * free. Returns NULL and leaves the block as it was: E_EXHAUSTED, E_SIZE, and the codes of
+ * mass_pool_free. */
 void *mass_pool_reallocate(mass_pool_t *pool, void *block, size_t size);
 
 /* Frees a block. Returns MASS_POOL_OK (also for NULL), or refuses: E_FOREIGN, E_INTERIOR,
  * E_DOUBLE_FREE (a refusal may be linear in the size of the block pointed into). */
 int mass_pool_free(mass_pool_t *pool, void *block);
 
-/* Frees every block at once. Linear in capacity / 64. Pointers into the pool become wrong ones, but
+/* Frees every block at once; counts and peak stay. Linear in capacity / 64. Pointers into the pool become wrong ones, but
  * one may meet the start of a newer block: reset is for a time when nobody holds any. */
 void mass_pool_reset(mass_pool_t *pool);
 
@@ -124,9 +128,9 @@ int mass_pool_last_error(const mass_pool_t *pool);
 /* Returns a sentence for a code; never NULL. */
 const char *mass_pool_error_text(int code);
 
-/* The default pool: made at its first use with the size POOL_BYTES of the environment (decimal bytes,
- * MASS_POOL_BYTES_MIN..MAX), MASS_POOL_BYTES_DEFAULT without it. A POOL_BYTES that is no such
- * number is named in one line on stderr, the default size is used and the last error of the
+/* The default pool: made at its first use with the size POOL_BYTES of the environment (decimal
+ * bytes, MASS_POOL_BYTES_MIN..MAX), MASS_POOL_BYTES_DEFAULT without it. A POOL_BYTES that is no
+ * such number is named in one line on stderr, the default size is used and the last error of the
  * thread that made the pool is E_ENVIRONMENT. NULL iff the system refuses the mapping. */
 mass_pool_t *mass_pool_default(void);
 

@@ -78,8 +78,8 @@ static inline void unlink_block(mass_pool_t *pool, granule_t g, granule_t count)
     pool->group_map = (pool->group_map & ~bit(group)) | (uint64_t)(lists != 0) << group;
 }
 
-/* A free block of at least `count` granules, or 0. The first of count's own list may be large enough;
- * every block of a higher list is. */
+/* A free block of at least `count` granules, or 0. The first of count's own list may be large
+ * enough; every block of a higher list is. */
 static inline granule_t find_free(const mass_pool_t *pool, granule_t count) {
     unsigned group = group_of(count);
     unsigned list = list_of(count, group);

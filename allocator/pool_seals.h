@@ -32,7 +32,8 @@ static inline void seal(const mass_pool_t *pool, granule_t g, granule_t count, s
     }
 }
 
-/* The size that was asked for, or SIZE_MAX if the seal is broken. Not hardened: all of the block. */
+/* The size that was asked for, or SIZE_MAX if the seal is broken. Not hardened: all of the
+ * block. */
 static inline size_t sealed_size(const mass_pool_t *pool, granule_t g, granule_t count) {
     size_t bytes = (size_t)count * GRANULE;
     if (!HARDENED) {

@@ -27,8 +27,8 @@ typedef struct {
     uint64_t used;
 } cell_t;
 
-/* A reference to a free block, as it lies in heads and in free memory: the granule combined with the
- * pool's key, so that memory zeroed after free does not read as "none". */
+/* A reference to a free block, as it lies in heads and in free memory: the granule combined with
+ * the pool's key, so that memory zeroed after free does not read as "none". */
 typedef uint32_t __attribute__((may_alias)) link_t;
 
 typedef struct __attribute__((may_alias)) {
@@ -83,8 +83,8 @@ static inline bool is_live(const mass_pool_t *pool, granule_t g) {
     return (cell_of(pool, g)->used & bit(g)) != 0;
 }
 
-/* The length of the block that starts at g. Shifting the two cells together finds the next start bit
- * without asking on which side of the border it lies, which no processor could predict. */
+/* The length of the block that starts at g. Shifting the two cells together finds the next start
+ * bit without asking on which side of the border it lies, which no processor could predict. */
 static inline granule_t length(const mass_pool_t *pool, granule_t g) {
     const cell_t *cell = cell_of(pool, g);
     const cell_t *next = cell + 1;

@@ -106,7 +106,8 @@ class _Rows:
 
     def put(self, slot: int, life: _Life) -> None:
         """Set the state of one row."""
-        self.active_count += (life is not _Life.INACTIVE) - (self.life[slot] != _Life.INACTIVE)
+        was_active = bool(self.life[slot] != _Life.INACTIVE)
+        self.active_count += (life is not _Life.INACTIVE) - was_active
         self.life[slot] = life
         self.moved_by[slot] = _MOVED_BY[life]
 
@@ -175,7 +176,7 @@ class Alerts:
                 continue
             sights = result.holds.view(np.uint8) + result.known.view(np.uint8)
             moved = self._moved(rows, sights, now_ns)
-            np.copyto(rows.value[: sights.size], result.value, where=result.holds)
+            np.putmask(rows.value[: sights.size], result.holds, result.value)
             for slot in moved:
                 node_id = node_ids[slot]
                 assert node_id is not None, f"{rows.rule.name} holds on slot {slot} without a node"

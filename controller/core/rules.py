@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
 from controller.core.expressions import BoolColumn, Column, Expression, FloatColumn, Window
-
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +23,8 @@ class Rule:
     expression: Expression
     hold_ns: int = 0  # how long the condition holds before the alert fires
     keep_firing_ns: int = 0  # how long the alert still fires after the condition has ended
-    labels: Mapping[str, str] = field(default=_NONE)
-    annotations: Mapping[str, str] = field(default=_NONE)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     blocks_placement: bool = False  # no new task goes to a node while the condition holds there
 
 

@@ -1,0 +1,43 @@
+"""Puts the commands of all nouns together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from controller.cli import alerts, nodes, pool, rules, services, submit, tasks
+from controller.cli.session import new_group
+
+app = new_group("MASS, the Memory Aware Scheduling System.")
+app.command("submit", context_settings=submit.COMMAND_SETTINGS)(submit.submit)
+app.command("run", context_settings=submit.COMMAND_SETTINGS)(submit.run)
+app.add_typer(tasks.app, name="task")
+app.add_typer(nodes.app, name="node")
+app.add_typer(alerts.app, name="alert")
+app.add_typer(rules.app, name="rules")
+app.add_typer(pool.app, name="pool")
+app.command("controller")(services.controller)
+app.command("dev")(services.dev)
+app.add_typer(services.db_app, name="db")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"mass {version('mass-scheduler')}")
+        except PackageNotFoundError:
+            print("mass, from a source tree that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print and leave."),
+    ] = False,
+) -> None:
+    """MASS, the Memory Aware Scheduling System: places tasks by the memory that is measured."""

@@ -1,0 +1,169 @@
+"""Follows tasks: carries their output to the terminal and waits for their end.
+
+The rule: the task's bytes go through unchanged, its standard output to ours and its standard error
+to ours; what MASS has to say goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from mass.v1 import task_pb2, types_pb2
+
+from controller.cli.client import Client
+from controller.cli.exits import task_exit_code
+from controller.cli.records import ENDED_STATES, task_state
+from controller.cli.session import Session
+from controller.core.errors import MassError
+
+# After a task's end its output only has to be fetched; an agent that is gone must not hold us.
+OUTPUT_AFTER_END_SECONDS = 30.0
+
+STREAMS = (types_pb2.OUTPUT_STREAM_STDOUT, types_pb2.OUTPUT_STREAM_STDERR)
+LIVE_STATES = ENDED_STATES | {
+    types_pb2.TASK_STATE_RUNNING,
+    types_pb2.TASK_STATE_PAUSED,
+    types_pb2.TASK_STATE_STOPPING,
+}
+
+
+class OutputFollower:
+    """Copies the outputs of one attempt in two threads, until it has ended."""
+
+    def __init__(
+        self,
+        session: Session,
+        requests: Sequence[tuple[task_pb2.ReadTaskLogRequest, BinaryIO]],
+    ) -> None:
+        self._session = session
+        self._client: Client = session.client
+        self.error: MassError | None = None
+        self._threads = [
+            # A daemon thread does not keep the process alive when the user has had enough.
+            threading.Thread(target=self._copy, args=(request, sink), daemon=True)
+            for request, sink in requests
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_seconds: float | None) -> None:
+        """Wait until both outputs have been copied, or the time is over."""
+        for thread in self._threads:
+            thread.join(timeout_seconds)
+            if thread.is_alive():
+                self._session.note("the rest of the output does not arrive; see 'mass task logs'")
+                return
+
+    def _copy(self, request: task_pb2.ReadTaskLogRequest, sink: BinaryIO) -> None:
+        try:
+            copy_output(self._session, request, sink)
+        except MassError as error:
+            self.error = error
+        except BrokenPipeError:
+            # Whoever read our output has gone; the task itself goes on.
+            return
+
+
+def copy_output(session: Session, request: task_pb2.ReadTaskLogRequest, sink: BinaryIO) -> None:
+    """Copy one output to a stream; notes of the controller go to stderr."""
+    for data, note in session.client.read_log(request):
+        if note:
+            session.note(f"task {request.id}: {note}")
+        if data:
+            sink.write(data)
+            sink.flush()
+
+
+def sinks(session: Session) -> tuple[BinaryIO, BinaryIO]:
+    """Return where a task's two outputs go; with JSON stdout is kept for the data."""
+    error_sink = sys.stderr.buffer
+    return (error_sink if session.json else sys.stdout.buffer), error_sink
+
+
+def run_to_end(session: Session, task_id: str) -> types_pb2.Task:
+    """Show a task's output while it runs and return the task as it ended.
+
+    Ctrl-C (or SIGTERM) cancels the task and goes on following; the second one raises
+    KeyboardInterrupt.
+    """
+    followers: dict[int, OutputFollower] = {}
+    interrupted = False
+    last: types_pb2.Task | None = None
+    with _terminate_as_interrupt():
+        while last is None or last.state not in ENDED_STATES:
+            try:
+                for task in session.client.watch([task_id]):
+                    last = task
+                    _follow_attempt(session, task, followers)
+                break
+            except KeyboardInterrupt:
+                if interrupted:
+                    session.note(f"task {task_id} is being cancelled; see 'mass task show'")
+                    raise
+                interrupted = True
+                session.note(f"cancelling task {task_id}; Ctrl-C again to leave")
+                session.client.cancel([task_id], None)
+        for follower in followers.values():
+            follower.join(OUTPUT_AFTER_END_SECONDS)
+            if follower.error is not None:
+                session.note(f"output of task {task_id}: {follower.error.message}")
+    return last if last is not None else session.client.task(task_id)
+
+
+def _follow_attempt(
+    session: Session, task: types_pb2.Task, followers: dict[int, OutputFollower]
+) -> None:
+    attempt = task.attempt
+    # An attempt that never had a process has no output to wait for.
+    if attempt == 0 or attempt in followers or task.state not in LIVE_STATES:
+        return
+    requests = [
+        task_pb2.ReadTaskLogRequest(id=task.id, stream=stream, follow=True, attempt=attempt)
+        for stream in STREAMS
+    ]
+    followers[attempt] = OutputFollower(session, list(zip(requests, sinks(session), strict=True)))
+
+
+def wait_for_end(
+    session: Session, task_ids: Sequence[str], quiet: bool
+) -> tuple[list[types_pb2.Task], int]:
+    """Wait for tasks and return them in order, with the exit code of the first that failed.
+
+    Without `quiet` each one's end is a line on stdout; with JSON nothing is printed here.
+    """
+    ended: dict[str, types_pb2.Task] = {}
+    for task in session.client.watch(task_ids):
+        if task.state in ENDED_STATES and task.id not in ended:
+            ended[task.id] = task
+            if not quiet and not session.json:
+                print(end_line(task), flush=True)
+    tasks = [ended.get(task_id) or session.client.task(task_id) for task_id in task_ids]
+    codes = [task_exit_code(task) for task in tasks]
+    return tasks, next((code for code in codes if code != 0), 0)
+
+
+def end_line(task: types_pb2.Task) -> str:
+    """Return one line for how a task has ended."""
+    reason = f": {task.reason}" if task.reason and task_exit_code(task) != 0 else ""
+    return f"task {task.id} {task_state(task)}{reason}"
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,148 @@
+"""The commands `mass node ...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli.output import OutputFormat, print_fields, print_json, print_table
+from controller.cli.session import (
+    CONTROLLER_DEFAULT,
+    ControllerOption,
+    InsecureOption,
+    OutputOption,
+    Session,
+    new_group,
+    open_session,
+    user_name,
+)
+from controller.cli.units import format_size
+
+if TYPE_CHECKING:
+    from mass.v1.types_pb2 import Node
+
+app = new_group("Look at nodes, and keep tasks off them.")
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The agent's --name.")]
+
+
+@app.command("list")
+def list_nodes(
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """List nodes."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.records import node_record
+
+        nodes = session.client.nodes()
+        if session.json:
+            print_json([node_record(node) for node in nodes])
+        else:
+            print_table(NODE_COLUMNS, [node_row(node) for node in nodes])
+
+
+@app.command("show")
+def show_node(
+    node_id: NodeArgument,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show all about a node, with its latest metrics."""
+    with open_session(controller, insecure, output) as session:
+        _print_node(session, session.client.node(node_id))
+
+
+@app.command("cordon")
+def cordon_node(
+    node_id: NodeArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why; people will see it.")] = "",
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Keep new tasks off a node; those it has go on."""
+    with open_session(controller, insecure, output) as session:
+        _print_scheduling(session, session.client.cordon(node_id, reason, user_name()))
+
+
+@app.command("uncordon")
+def uncordon_node(
+    node_id: NodeArgument,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Let new tasks onto a node again."""
+    with open_session(controller, insecure, output) as session:
+        _print_scheduling(session, session.client.uncordon(node_id, user_name()))
+
+
+NODE_COLUMNS = (
+    "NODE",
+    "STATE",
+    "SCHEDULING",
+    "PRESSURE",
+    "USED/TOTAL",
+    "FOREIGN",
+    "RESERVED",
+    "PROMISE",
+    "CPUS",
+    "TASKS",
+)
+
+
+def node_row(node: Node) -> list[str]:
+    """Return a node's cells for NODE_COLUMNS."""
+    from controller.cli.records import node_pressure, node_scheduling, node_state
+
+    return [
+        node.id,
+        node_state(node),
+        node_scheduling(node),
+        node_pressure(node),
+        f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
+        format_size(node.memory_foreign_bytes),
+        format_size(node.memory_reserved_bytes),
+        format_size(node.memory_promise_bytes),
+        f"{node.cpus_used:g}/{node.cpus:g}",
+        str(node.tasks_running),
+    ]
+
+
+def _print_node(session: Session, node: Node) -> None:
+    from controller.cli.records import node_record
+
+    record = node_record(node)
+    if session.json:
+        print_json(record)
+        return
+    metrics = record.pop("metrics")
+    fields = []
+    for key, value in record.items():
+        name = key.removesuffix("_bytes").replace("_", " ")
+        is_size = key.endswith("_bytes")
+        fields.append((name, "-" if value is None else _text(value, is_size)))
+    print_fields(fields)
+    if metrics:
+        print("metrics")
+        print_fields([(f"  {name}", _text(value, False)) for name, value in metrics.items()])
+
+
+def _text(value: str | float, is_size: bool) -> str:
+    if isinstance(value, str):
+        return value
+    return format_size(int(value)) if is_size else f"{value:.12g}"
+
+
+def _print_scheduling(session: Session, node: Node) -> None:
+    from controller.cli.records import node_record, node_scheduling
+
+    if session.json:
+        print_json(node_record(node))
+        return
+    reason = f": {node.scheduling_reason}" if node.scheduling_reason else ""
+    print_fields([("node", f"{node.id} {node_scheduling(node)}{reason}")])

@@ -1,0 +1,162 @@
+"""Builds what is submitted, from flags or from a line of a file: the one place that checks both.
+
+The rule: a value means the same as a flag and in a file, and is refused with the same sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mass.v1 import types_pb2
+
+from controller.cli.units import check_size, parse_duration, parse_size
+from controller.core.errors import InvalidRequest
+
+PRIORITY_MAX = 1_000_000
+CPUS_MAX = 4_096.0
+RETRIES_MAX = 100
+
+# A flag's value or a value of JSON; what it must be is said by its key's converter below.
+Value = Any
+
+
+def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
+    """Return the task for values by the long flags' names (without dashes) and `command`.
+
+    What is absent is left to the controller. A relative directory is taken from the current one.
+
+    Raises:
+        InvalidRequest: an unknown key, a value that cannot be, or no command.
+    """
+    fields: dict[str, Value] = {}
+    time_limit_ns: int | None = None
+    for key, value in values.items():
+        if key not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(KEYS)}"
+            raise InvalidRequest(f"unknown key '{key}'{hint}", key=key)
+        field, convert = KEYS[key]
+        converted = convert(key, value)
+        if field == "time_limit":
+            time_limit_ns = converted
+        else:
+            fields[field] = converted
+    if not fields.get("command"):
+        raise InvalidRequest("no command; it is the program and its arguments")
+    _check_text(fields)
+    spec = types_pb2.TaskSpec(**fields)
+    if time_limit_ns is not None:
+        spec.time_limit.FromNanoseconds(time_limit_ns)
+    if 0 < spec.memory_limit_bytes < spec.memory_request_bytes:
+        raise InvalidRequest(
+            f"mem-limit of {spec.memory_limit_bytes} bytes is below mem of "
+            f"{spec.memory_request_bytes} bytes; raise the limit or lower the request"
+        )
+    return spec
+
+
+def parse_environment(pairs: Sequence[str]) -> dict[str, str]:
+    """Return variables from `KEY=VALUE` texts; a later one of the same key wins.
+
+    Raises:
+        InvalidRequest: no '=', or nothing before it.
+    """
+    environment = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise InvalidRequest(f"env '{pair}' is not KEY=VALUE")
+        environment[key] = value
+    return environment
+
+
+def _check_text(fields: Mapping[str, Value]) -> None:
+    texts = [fields.get(field, "") for field in ("name", "category", "working_directory")]
+    environment = fields.get("environment", {})
+    for text in (*fields["command"], *texts, *environment.keys(), *environment.values()):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"{text!r} is not valid UTF-8") from None
+
+
+def _command(key: str, value: Value) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise InvalidRequest(f"{key} must be a list of text, the program and its arguments")
+    return tuple(value)
+
+
+def _size(key: str, value: Value) -> int:
+    if isinstance(value, str):
+        return parse_size(value, "memory" if key == "mem" else "memory limit")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return check_size(value, key, str(value))
+    raise InvalidRequest(f'{key} must be text with a unit, "2GiB", or whole bytes')
+
+
+def _duration(key: str, value: Value) -> int:
+    return parse_duration(_text(key, value), key)
+
+
+def _text(key: str, value: Value) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{key} must be text")
+    return value
+
+
+def _cpus(key: str, value: Value) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{key} must be a number")
+    # Written so that NaN is refused too.
+    if not 0 < value <= CPUS_MAX:
+        raise InvalidRequest(f"{key} {value} must be above 0 and at most {CPUS_MAX:g}")
+    return float(value)
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str, Value], int]:
+    def convert(key: str, value: Value) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidRequest(f"{key} must be a whole number")
+        if not lowest <= value <= highest:
+            raise InvalidRequest(f"{key} {value} must be between {lowest} and {highest}")
+        return value
+
+    return convert
+
+
+def _directory(key: str, value: Value) -> str:
+    path = _text(key, value)
+    return os.path.abspath(path) if path else ""
+
+
+def _yes_or_no(key: str, value: Value) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{key} must be true or false")
+    return value
+
+
+def _environment(key: str, value: Value) -> dict[str, str]:
+    if isinstance(value, list) and all(isinstance(pair, str) for pair in value):
+        return parse_environment(value)
+    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
+        return value
+    raise InvalidRequest(f'{key} must be {{"KEY": "VALUE"}} or ["KEY=VALUE"], all of it text')
+
+
+KEYS: dict[str, tuple[str, Callable[[str, Value], Value]]] = {
+    "command": ("command", _command),
+    "mem": ("memory_request_bytes", _size),
+    "mem-limit": ("memory_limit_bytes", _size),
+    "cpus": ("cpus", _cpus),
+    "name": ("name", _text),
+    "category": ("category", _text),
+    "priority": ("priority", _whole(-PRIORITY_MAX, PRIORITY_MAX)),
+    "time": ("time_limit", _duration),
+    "retries": ("retries", _whole(0, RETRIES_MAX)),
+    "no-requeue": ("no_requeue", _yes_or_no),
+    "env": ("environment", _environment),
+    "cwd": ("working_directory", _directory),
+}

@@ -1,0 +1,210 @@
+"""The commands `mass submit` and `mass run`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli.exits import task_exit_code
+from controller.cli.output import OutputFormat, print_json
+from controller.cli.session import (
+    CONTROLLER_DEFAULT,
+    ControllerOption,
+    InsecureOption,
+    OutputOption,
+    Session,
+    open_session,
+    user_name,
+)
+from controller.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from mass.v1.types_pb2 import TaskSpec
+
+    from controller.cli.spec import Value
+
+# Options end at `--` or at the first word that is none: the command's own flags stay untouched.
+COMMAND_SETTINGS = {"allow_interspersed_args": False}
+
+CommandArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[--] COMMAND...", help="The program and arguments.")
+]
+MemOption = Annotated[
+    str | None,
+    typer.Option("--mem", metavar="SIZE", help="Memory it needs: 2GiB, 512MiB (G = GiB). [1GiB]"),
+]
+MemLimitOption = Annotated[
+    str | None, typer.Option("--mem-limit", metavar="SIZE", help="Hard limit, never raised.")
+]
+CpusOption = Annotated[float | None, typer.Option("-c", "--cpus", help="Cores it occupies. [1]")]
+NameOption = Annotated[
+    str | None, typer.Option("-n", "--name", help="What people call it. [the command's name]")
+]
+CategoryOption = Annotated[
+    str | None, typer.Option("--category", help="Tasks that need alike. [the name]")
+]
+PriorityOption = Annotated[int | None, typer.Option("--priority", help="Higher goes first. [0]")]
+TimeOption = Annotated[
+    str | None,
+    typer.Option("-t", "--time", metavar="TIME", help="Longest run: 90s, 10m, 1h30m, D-HH:MM:SS."),
+]
+RetriesOption = Annotated[
+    int | None, typer.Option("--retries", help="Repeat it so often when it fails. [0]")
+]
+NoRequeueOption = Annotated[
+    bool, typer.Option("--no-requeue", help="Never run it again when its node is lost.")
+]
+EnvOption = Annotated[
+    list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="A variable; repeatable.")
+]
+CwdOption = Annotated[
+    str | None, typer.Option("--cwd", metavar="DIR", help="Directory on the node. [its own]")
+]
+
+
+def submit(
+    command: CommandArgument = None,
+    mem: MemOption = None,
+    mem_limit: MemLimitOption = None,
+    cpus: CpusOption = None,
+    name: NameOption = None,
+    category: CategoryOption = None,
+    priority: PriorityOption = None,
+    time_limit: TimeOption = None,
+    retries: RetriesOption = None,
+    no_requeue: NoRequeueOption = False,
+    env: EnvOption = None,
+    cwd: CwdOption = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE|-", help="Many tasks, one JSON object a line."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the id.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait; end with the task's code.")] = False,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Submit a task, or many with --from, and print its id."""
+    values = _given(
+        {
+            "command": command,
+            "mem": mem,
+            "mem-limit": mem_limit,
+            "cpus": cpus,
+            "name": name,
+            "category": category,
+            "priority": priority,
+            "time": time_limit,
+            "retries": retries,
+            "no-requeue": no_requeue,
+            "env": env,
+            "cwd": cwd,
+        }
+    )
+    with open_session(controller, insecure, output) as session:
+        if from_file is None:
+            specs = [_spec(values)]
+        elif values:
+            raise InvalidRequest(
+                f"--from takes everything from the file; leave out {', '.join(values)}"
+            )
+        else:
+            from controller.cli.submitfile import read_specs
+
+            specs = read_specs(from_file)
+        ids = session.client.submit(specs, user_name())
+        _report_submitted(session, ids, many=from_file is not None, quiet=quiet, wait=wait)
+
+
+def run(
+    command: CommandArgument = None,
+    mem: MemOption = None,
+    mem_limit: MemLimitOption = None,
+    cpus: CpusOption = None,
+    name: NameOption = None,
+    category: CategoryOption = None,
+    priority: PriorityOption = None,
+    time_limit: TimeOption = None,
+    retries: RetriesOption = None,
+    no_requeue: NoRequeueOption = False,
+    env: EnvOption = None,
+    cwd: CwdOption = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")] = False,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Submit a task, show its output, and end with its exit code. Ctrl-C cancels it."""
+    values = _given(
+        {
+            "command": command,
+            "mem": mem,
+            "mem-limit": mem_limit,
+            "cpus": cpus,
+            "name": name,
+            "category": category,
+            "priority": priority,
+            "time": time_limit,
+            "retries": retries,
+            "no-requeue": no_requeue,
+            "env": env,
+            "cwd": cwd,
+        }
+    )
+    with open_session(controller, insecure, output) as session:
+        spec = _spec(values)
+        from controller.cli.follow import end_line, run_to_end
+
+        (task_id,) = session.client.submit([spec], user_name())
+        if not quiet:
+            session.note(f"task {task_id}")
+        task = run_to_end(session, task_id)
+        code = task_exit_code(task)
+        if session.json:
+            from controller.cli.records import task_record
+
+            print_json(task_record(task))
+        elif code != 0 and not quiet:
+            session.note(end_line(task))
+        raise typer.Exit(code)
+
+
+def _given(flags: dict[str, Value]) -> dict[str, Value]:
+    """Return the flags that were given, by the names that a file uses for them."""
+    # Tested by identity: 0 equals False, and a 0 that was given is to be checked.
+    return {
+        name: value
+        for name, value in flags.items()
+        if value is not None and value is not False and value != []
+    }
+
+
+def _spec(values: dict[str, Value]) -> TaskSpec:
+    if "command" not in values:
+        raise InvalidRequest("no command; write it after the flags: mass submit -- COMMAND...")
+    from controller.cli.spec import spec_of
+
+    return spec_of(values)
+
+
+def _report_submitted(
+    session: Session, ids: list[str], *, many: bool, quiet: bool, wait: bool
+) -> None:
+    # From a file only the ids: they are there for a program to read.
+    if not session.json:
+        for task_id in ids:
+            print(task_id if quiet or many else f"task {task_id}", flush=True)
+    elif not wait:
+        print_json(ids if many else {"id": ids[0]})
+    if not wait:
+        return
+    from controller.cli.follow import wait_for_end
+    from controller.cli.records import task_record
+
+    tasks, code = wait_for_end(session, ids, quiet=quiet or many)
+    if session.json:
+        records = [task_record(task) for task in tasks]
+        print_json(records if many else records[0])
+    raise typer.Exit(code)

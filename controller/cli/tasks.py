@@ -1,0 +1,277 @@
+"""The commands `mass task ...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli.output import OutputFormat, print_fields, print_json, print_table
+from controller.cli.session import (
+    CONTROLLER_DEFAULT,
+    ControllerOption,
+    InsecureOption,
+    OutputOption,
+    Session,
+    new_group,
+    open_session,
+)
+from controller.cli.units import format_duration, format_size, parse_duration, parse_size
+from controller.core.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from mass.v1.types_pb2 import Task
+
+app = new_group("Look at tasks, wait for them, read their output, cancel them, ask why.")
+
+ALL = 2**31 - 1
+
+IdsArgument = Annotated[
+    list[str], typer.Argument(metavar="ID...", help="Task ids: 12, 1-5,7 or last.")
+]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A task id, or last.")]
+
+
+@app.command("list")
+def list_tasks(
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Only this state; repeatable.")
+    ] = None,
+    count: Annotated[int, typer.Option("--limit", min=0, help="How many; 0 means all.")] = 100,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """List tasks, newest first."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.records import task_record, task_states_of
+
+        try:
+            states = task_states_of(state or [])
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        tasks, more = session.client.tasks(count or ALL, states)
+        if session.json:
+            print_json([task_record(task) for task in tasks])
+        else:
+            print_table(TASK_COLUMNS, [task_row(task) for task in tasks])
+        if more:
+            session.note(f"only the newest {len(tasks)}; see more with --limit")
+
+
+@app.command("show")
+def show_tasks(
+    ids: IdsArgument,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show all about tasks; with several ids JSON is an array."""
+    with open_session(controller, insecure, output) as session:
+        tasks = [session.client.task(task_id) for task_id in _select(session, ids)]
+        if session.json:
+            _print_records(tasks)
+            return
+        for index, task in enumerate(tasks):
+            if index:
+                print()
+            print_fields(_task_fields(task))
+
+
+@app.command("wait")
+def wait_for_tasks(
+    ids: IdsArgument,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Wait until tasks have ended; end with the code of the first that failed."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.follow import wait_for_end
+
+        tasks, code = wait_for_end(session, _select(session, ids), quiet)
+        if session.json:
+            _print_records(tasks)
+        raise typer.Exit(code)
+
+
+@app.command("cancel")
+def cancel_tasks(
+    ids: IdsArgument,
+    grace: Annotated[
+        str | None, typer.Option("--grace", help="From SIGTERM to SIGKILL. [10s]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """End tasks; those that have ended are left as they are."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.follow import end_line
+
+        grace_ns = None if grace is None else parse_duration(grace, "grace")
+        tasks = session.client.cancel(_select(session, ids), grace_ns)
+        if session.json:
+            _print_records(tasks)
+        elif not quiet:
+            for task in tasks:
+                print(end_line(task))
+
+
+@app.command("logs")
+def show_logs(
+    task_id: IdArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
+    only_stdout: Annotated[bool, typer.Option("--stdout", help="Only standard output.")] = False,
+    only_stderr: Annotated[
+        bool, typer.Option("--stderr", help="Only standard error, on stdout.")
+    ] = False,
+    attempt: Annotated[int, typer.Option("--attempt", min=0, help="Which attempt. [latest]")] = 0,
+    tail: Annotated[
+        str | None, typer.Option("--tail", metavar="SIZE", help="Only the last part: 64KiB.")
+    ] = None,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Print a task's output: its stdout to stdout, its stderr to stderr."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.logs import LogChoice, print_logs
+
+        choice = LogChoice(
+            task_id=_select_one(session, task_id),
+            follow=follow,
+            attempt=attempt,
+            tail_bytes=0 if tail is None else parse_size(tail, "tail"),
+            stdout=only_stdout or not only_stderr,
+            stderr=only_stderr or not only_stdout,
+        )
+        print_logs(session, choice)
+
+
+@app.command("why")
+def explain_task(
+    task_id: IdArgument,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Say why a task is where it is, with the numbers that were used."""
+    with open_session(controller, insecure, output) as session:
+        from controller.cli.output import printable
+        from controller.cli.records import refusal_record, task_record
+
+        answer = session.client.explain(_select_one(session, task_id))
+        if session.json:
+            print_json(
+                {
+                    "task": task_record(answer.task),
+                    "sentences": list(answer.sentences),
+                    "refusals": [refusal_record(refusal) for refusal in answer.refusals],
+                }
+            )
+            return
+        for sentence in answer.sentences:
+            print(printable(sentence))
+        if answer.refusals:
+            print()
+            rows = [
+                [
+                    refusal.node_id,
+                    refusal.reason_code,
+                    format_size(refusal.requested_bytes),
+                    format_size(refusal.promise_bytes),
+                    format_size(refusal.reserved_bytes),
+                    format_size(refusal.foreign_used_bytes),
+                    refusal.reason,
+                ]
+                for refusal in answer.refusals
+            ]
+            print_table(REFUSAL_COLUMNS, rows)
+
+
+TASK_COLUMNS = ("ID", "NAME", "STATE", "NODE", "USED/PEAK", "REQUEST", "RUNTIME", "REASON")
+REFUSAL_COLUMNS = ("NODE", "WHY", "ASKED", "PROMISE", "RESERVED", "FOREIGN", "REASON")
+
+
+def task_row(task: Task) -> list[str]:
+    """Return a task's cells for TASK_COLUMNS."""
+    from controller.cli.records import runtime_seconds, task_state
+
+    runtime = runtime_seconds(task)
+    memory = "-"
+    if task.memory_peak_bytes or task.memory_used_bytes:
+        memory = f"{format_size(task.memory_used_bytes)}/{format_size(task.memory_peak_bytes)}"
+    return [
+        task.id,
+        task.spec.name,
+        task_state(task),
+        task.node_id or "-",
+        memory,
+        format_size(task.spec.memory_request_bytes),
+        "-" if runtime is None else format_duration(runtime),
+        task.reason,
+    ]
+
+
+def _task_fields(task: Task) -> list[tuple[str, str]]:
+    """Return all about a task as people read it: its record, with sizes and durations in words."""
+    from controller.cli.records import runtime_seconds, task_record
+
+    fields = []
+    for key, value in task_record(task).items():
+        name = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+        fields.append((name, _field_text(key, value)))
+    runtime = runtime_seconds(task)
+    fields.append(("runtime", "-" if runtime is None else format_duration(runtime)))
+    return fields
+
+
+def _field_text(key: str, value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int() if key.endswith("_bytes"):
+            return format_size(value)
+        case float() if key.endswith("_seconds"):
+            return format_duration(value)
+        case list():
+            import shlex
+
+            return shlex.join(value)
+        case dict():
+            return " ".join(f"{name}={text}" for name, text in value.items()) or "-"
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+def _print_records(tasks: list[Task]) -> None:
+    from controller.cli.records import task_record
+
+    print_json([task_record(task) for task in tasks])
+
+
+def _select(session: Session, texts: list[str]) -> list[str]:
+    from controller.cli.selectors import select_tasks
+
+    return select_tasks(texts, lambda: _newest(session))
+
+
+def _select_one(session: Session, text: str) -> str:
+    ids = _select(session, [text])
+    if len(ids) != 1:
+        raise InvalidRequest(f"'{text}' names {len(ids)} tasks; this command takes one")
+    return ids[0]
+
+
+def _newest(session: Session) -> str:
+    tasks, _ = session.client.tasks(1)
+    if not tasks:
+        raise NotFound("there is no last task: none was submitted yet")
+    return tasks[0].id

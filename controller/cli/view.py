@@ -1,0 +1,277 @@
+"""The live view: nodes with memory bars, tasks, alerts and the pool.
+
+The rule: one snapshot is shown at a time, by `display_results`, on a terminal as a picture that is
+redrawn, elsewhere as lines that are only added. What is shown comes from the API, nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mass.v1 import memory_pb2, types_pb2
+
+from controller.cli.alerts import ALERT_COLUMNS, alert_row
+from controller.cli.output import printable
+from controller.cli.records import alert_state, node_pressure, node_state, task_state
+from controller.cli.tasks import TASK_COLUMNS, task_row
+from controller.cli.units import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from controller.cli.client import Client
+
+Key = TypeVar("Key", bound=Hashable)
+
+TASKS_SHOWN_MAX = 100
+PLAIN_NODES_SECONDS = 5.0
+BAR_WIDTH = 32
+RUNNING_STATES = (
+    types_pb2.TASK_STATE_ASSIGNED,
+    types_pb2.TASK_STATE_STARTING,
+    types_pb2.TASK_STATE_RUNNING,
+    types_pb2.TASK_STATE_PAUSED,
+    types_pb2.TASK_STATE_STOPPING,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is shown at one instant; tasks are the newest and all that run, newest first."""
+
+    nodes: tuple[types_pb2.Node, ...]
+    tasks: tuple[types_pb2.Task, ...]
+    alerts: tuple[types_pb2.Alert, ...]
+    pool: memory_pb2.Pool
+
+
+class Screen(Protocol):
+    """Where snapshots are shown."""
+
+    def show(self, results: Snapshot) -> None:
+        """Show a snapshot in place of, or after, the one before."""
+
+
+def take_snapshot(client: Client) -> Snapshot:
+    """Return what the controller says now; at most 100 running and 100 recent tasks."""
+    recent, _ = client.tasks(TASKS_SHOWN_MAX)
+    running, _ = client.tasks(TASKS_SHOWN_MAX, RUNNING_STATES)
+    tasks = {task.id: task for task in (*running, *recent)}
+    by_age = sorted(tasks.values(), key=lambda task: _number(task.id), reverse=True)
+    return Snapshot(tuple(client.nodes()), tuple(by_age), tuple(client.alerts()), client.pool())
+
+
+def display_results(results: Snapshot, screen: Screen) -> None:
+    """Show the results of the latest cycle on a screen."""
+    screen.show(results)
+
+
+class PlainScreen:
+    """Adds lines: each node every few seconds, each task and alert when it changes."""
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        nodes_seconds: float = PLAIN_NODES_SECONDS,
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._nodes_seconds = nodes_seconds
+        self._nodes_next_at = 0.0
+        # Both hold only what the latest snapshot held, so they stay as small as it is.
+        self._task_lines: dict[str, str] = {}
+        self._alert_lines: dict[tuple[str, str], str] = {}
+
+    def show(self, results: Snapshot) -> None:
+        """Write what has changed, and the nodes when it is time."""
+        now = self._clock()
+        if now >= self._nodes_next_at:
+            self._nodes_next_at = now + self._nodes_seconds
+            for node in results.nodes:
+                self._write(printable(node_line(node)))
+            self._write(pool_line(results.pool))
+        tasks = {task.id: task_line(task) for task in reversed(results.tasks)}
+        self._write_changes(self._task_lines, tasks)
+        self._task_lines = tasks
+        alerts = {(alert.name, alert.node_id): alert_line(alert) for alert in results.alerts}
+        self._write_changes(self._alert_lines, alerts)
+        self._alert_lines = alerts
+
+    def _write_changes(self, before: Mapping[Key, str], now: Mapping[Key, str]) -> None:
+        for key, line in now.items():
+            if before.get(key) != line:
+                self._write(printable(line))
+
+
+class LiveScreen:
+    """Redraws one picture that fits the terminal."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._title = title
+        self._live = Live(console=console, auto_refresh=False, screen=True)
+
+    def __enter__(self) -> LiveScreen:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, results: Snapshot) -> None:
+        """Draw a snapshot in place of the one before."""
+        self._live.update(picture(results, self._title, self._console.height), refresh=True)
+
+
+def picture(results: Snapshot, title: str, height: int) -> RenderableType:
+    """Return a picture of at most `height` lines; what does not fit is counted."""
+    from rich.console import Group
+    from rich.text import Text
+
+    # Title, pool, and for each of the three tables a header, its rule and a line of what is left.
+    rows = max(3, height - 12)
+    alerts_max = min(len(results.alerts), max(1, rows // 4))
+    nodes_max = min(len(results.nodes), max(1, (rows - alerts_max) // 2))
+    tasks_max = max(1, rows - alerts_max - nodes_max)
+    alert_rows = [alert_row(alert) for alert in results.alerts]
+    task_rows = [task_row(task) for task in results.tasks]
+    parts: list[RenderableType] = [
+        Text(title, style="bold"),
+        _nodes_table(results.nodes[:nodes_max]),
+        *_left_out(len(results.nodes) - nodes_max, "nodes"),
+        _table(TASK_COLUMNS, task_rows[:tasks_max]),
+        *_left_out(len(results.tasks) - tasks_max, "tasks"),
+    ]
+    if alert_rows:
+        parts.append(_table(ALERT_COLUMNS, alert_rows[:alerts_max]))
+        parts += _left_out(len(alert_rows) - alerts_max, "alerts")
+    parts.append(Text(pool_line(results.pool), style="dim"))
+    return Group(*parts)
+
+
+def memory_bar(node: types_pb2.Node, width: int = BAR_WIDTH) -> list[tuple[str, int]]:
+    """Return the parts of a node's memory and their lengths, `width` in all.
+
+    The parts in order: used by tasks, used by others (foreign), reserved for tasks and not used
+    yet, free. Each part ends where its running sum lies, so that rounding never adds up.
+    """
+    total = max(node.memory_total_bytes, 1)
+    tasks = node.memory_tasks_used_bytes
+    foreign = node.memory_foreign_bytes
+    reserved = max(0, node.memory_reserved_bytes - tasks)
+    parts = []
+    drawn = 0
+    summed = 0
+    for name, part_bytes in (("tasks", tasks), ("foreign", foreign), ("reserved", reserved)):
+        summed += max(0, part_bytes)
+        end = min(width, max(drawn, round(summed * width / total)))
+        parts.append((name, end - drawn))
+        drawn = end
+    return [*parts, ("free", width - drawn)]
+
+
+def node_line(node: types_pb2.Node) -> str:
+    """Return one line for a node's memory."""
+    percent = 100 * node.memory_used_bytes / max(node.memory_total_bytes, 1)
+    return (
+        f"node {node.id} {node_state(node)} used {format_size(node.memory_used_bytes)} of "
+        f"{format_size(node.memory_total_bytes)} ({percent:.0f} %) "
+        f"foreign {format_size(node.memory_foreign_bytes)} "
+        f"reserved {format_size(node.memory_reserved_bytes)} "
+        f"promise {format_size(node.memory_promise_bytes)} "
+        f"tasks {node.tasks_running} pressure {node_pressure(node)}"
+    )
+
+
+def task_line(task: types_pb2.Task) -> str:
+    """Return one line for where a task is; it changes exactly when that does."""
+    node = f" on {task.node_id}" if task.node_id else ""
+    reason = f": {task.reason}" if task.reason else ""
+    return f"task {task.id} {task.spec.name} {task_state(task)}{node}{reason}"
+
+
+def alert_line(alert: types_pb2.Alert) -> str:
+    """Return one line for where an alert is; its value is left out, since it moves all the time."""
+    summary = alert.annotations.get("summary", "")
+    text = f": {summary}" if summary and not alert.HasField("resolved_at") else ""
+    return f"alert {alert.name} on {alert.node_id} {alert_state(alert)}{text}"
+
+
+def pool_line(pool: memory_pb2.Pool) -> str:
+    """Return one line for the controller's pool."""
+    return (
+        f"pool used {format_size(pool.used_bytes)} of {format_size(pool.capacity_bytes)} "
+        f"(series {format_size(pool.series_bytes)}, ledger {format_size(pool.ledger_bytes)}, "
+        f"tails {format_size(pool.tails_bytes)}) failures {pool.failures}"
+    )
+
+
+BAR_LOOKS = {
+    "tasks": ("█", "green"),
+    "foreign": ("▓", "yellow"),
+    "reserved": ("░", "cyan"),
+    "free": ("·", "dim"),
+}
+PRESSURE_STYLES = {"WARN": "yellow", "HIGH": "bold yellow", "CRITICAL": "bold red"}
+
+
+def _nodes_table(nodes: tuple[types_pb2.Node, ...]) -> Table:
+    from rich.text import Text
+
+    key = Text("MEMORY  ")
+    for name in ("tasks", "foreign", "reserved"):
+        letter, style = BAR_LOOKS[name]
+        key.append(letter, style=style)
+        key.append(f" {name} ")
+    table = _table(("NODE", "STATE"), [])
+    table.add_column(key)
+    for column in ("USED/TOTAL", "PROMISE", "TASKS", "PRESSURE"):
+        table.add_column(column)
+    for node in nodes:
+        bar = Text()
+        for name, length in memory_bar(node):
+            letter, style = BAR_LOOKS[name]
+            bar.append(letter * length, style=style)
+        pressure = node_pressure(node)
+        table.add_row(
+            Text(printable(node.id)),
+            node_state(node),
+            bar,
+            f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
+            format_size(node.memory_promise_bytes),
+            str(node.tasks_running),
+            Text(pressure, style=PRESSURE_STYLES.get(pressure, "")),
+        )
+    return table
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        # Text, not str: rich would read square brackets in a task's name as markup.
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def _left_out(count: int, what: str) -> list[RenderableType]:
+    from rich.text import Text
+
+    return [Text(f"and {count} more {what}", style="dim")] if count > 0 else []
+
+
+def _number(task_id: str) -> tuple[int, int]:
+    first, _, element = task_id.partition("_")
+    return int(first), int(element or 0)

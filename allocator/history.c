@@ -38,7 +38,7 @@ typedef struct {
 
 /* What f did over a stretch of time; covered_ns may be 0 with a value that has no length yet. */
 typedef struct {
-    double sum; /* integral of f in value x seconds */
+    double sum; /* integral of f in value x nanoseconds */
     double minimum, maximum, first;
     int64_t covered_ns;
     int64_t first_at_ns;
@@ -127,7 +127,7 @@ static inline void summary_add(summary_t *into, double value, int64_t from_ns, i
 {
     if (from_ns < to_ns) {
         summary_touch(into, value, from_ns);
-        into->sum += value * ((double)(to_ns - from_ns) / 1e9);
+        into->sum += value * (double)(to_ns - from_ns);
         into->covered_ns += to_ns - from_ns;
     }
 }
@@ -145,7 +145,7 @@ static inline void summary_merge(summary_t *into, const summary_t *other)
 
 static inline double summary_mean(const summary_t *of)
 {
-    double mean = of->covered_ns > 0 ? of->sum / ((double)of->covered_ns / 1e9) : of->first;
+    double mean = of->covered_ns > 0 ? of->sum / (double)of->covered_ns : of->first;
     /* Rounding may leave the range by one unit in the last place; a mean never does. */
     return mean < of->minimum ? of->minimum : mean > of->maximum ? of->maximum : mean;
 }
@@ -266,9 +266,9 @@ void mass_history_append(mass_history_t *history, int64_t at_ns, const double *v
 
 /* --- reading ------------------------------------------------------------------------------ */
 
-/* Adds the window from raw samples, newest first; false when they do not reach its start. */
-static int add_samples(const mass_history_t *history, const track_t *track, int64_t start_ns,
-                       int64_t now_ns, summary_t *into)
+/* Sums the window from raw samples, newest first; false when they do not reach its start. */
+static int sum_samples(const mass_history_t *history, const track_t *track, int64_t start_ns,
+                       int64_t now_ns, summary_t *out)
 {
     const int64_t *times = times_in(history);
     const double *values = values_in(track);
@@ -280,20 +280,23 @@ static int add_samples(const mass_history_t *history, const track_t *track, int6
     if (!whole && oldest_at_ns > start_ns) {
         return 0;
     }
+    const int64_t hold_ns = history->hold_ns;
     int64_t end_ns = now_ns;
+    summary_t sum = nothing; /* local: nothing that is read here can alias it */
     for (uint64_t number = history->sample_count; number > oldest; number--) {
         const int64_t at_ns = times[(number - 1) & mask];
         const double value = values[(number - 1) & mask];
         if (isnan(value)) {
             continue;
         }
-        summary_add(into, value, larger(at_ns, start_ns),
-                    smaller(end_ns, at_ns + history->hold_ns));
+        summary_add(&sum, value, larger(at_ns, start_ns), smaller(end_ns, at_ns + hold_ns));
         if (at_ns <= start_ns) {
+            *out = sum;
             return 1;
         }
         end_ns = at_ns;
     }
+    *out = sum;
     return whole;
 }
 
@@ -304,8 +307,9 @@ static int64_t reach_ns(const mass_history_t *history, int grain)
     return larger(kept, history->whole_from[grain]) * grain_ns[grain];
 }
 
-static void add_rows(const mass_history_t *history, const track_t *track, int64_t start_ns,
-                     int64_t now_ns, summary_t *into)
+/* Sums the window from rows and the open buckets; its start moves back to the start of its row. */
+static void sum_rows(const mass_history_t *history, const track_t *track, int64_t start_ns,
+                     int64_t now_ns, summary_t *out)
 {
     const int64_t short_start_ns = start_ns - start_ns % grain_ns[SHORT_GRAIN];
     const int64_t short_reach_ns = reach_ns(history, SHORT_GRAIN);
@@ -315,12 +319,14 @@ static void add_rows(const mass_history_t *history, const track_t *track, int64_
                           : LONG_GRAIN;
     const int64_t first = start_ns / grain_ns[grain];
     const int64_t open = history->at_ns / grain_ns[grain];
-    summary_add(into, track->value, larger(history->at_ns, first * grain_ns[grain]), now_ns);
+    summary_t sum = nothing;
+    summary_add(&sum, track->value, larger(history->at_ns, first * grain_ns[grain]), now_ns);
     if (open < first) {
+        *out = sum;
         return;
     }
     for (int inner = SHORT_GRAIN; inner <= grain; inner++) {
-        summary_merge(into, &track->open[inner]);
+        summary_merge(&sum, &track->open[inner]);
     }
     const lengths_t *lengths = lengths_in(history);
     const row_t *rows = rows_in(track, lengths, grain);
@@ -333,18 +339,19 @@ static void add_rows(const mass_history_t *history, const track_t *track, int64_
         const row_t *row = &rows[position];
         if (!found && row->covered_ms > 0) {
             found = 1;
-            summary_touch(into, (double)row->first,
+            summary_touch(&sum, (double)row->first,
                           number * grain_ns[grain] + row->first_ms * NS_PER_MS);
         }
         /* An empty row is neutral in all four, so the loop needs no branch for it. */
-        into->minimum = (double)row->minimum < into->minimum ? (double)row->minimum : into->minimum;
-        into->maximum = (double)row->maximum > into->maximum ? (double)row->maximum : into->maximum;
+        sum.minimum = (double)row->minimum < sum.minimum ? (double)row->minimum : sum.minimum;
+        sum.maximum = (double)row->maximum > sum.maximum ? (double)row->maximum : sum.maximum;
         value_ms += (double)row->mean * row->covered_ms;
         covered_ms += row->covered_ms;
         position = position + 1 == lengths->rows[grain] ? 0 : position + 1;
     }
-    into->sum += value_ms / 1e3;
-    into->covered_ns += covered_ms * NS_PER_MS;
+    sum.sum += value_ms * (double)NS_PER_MS;
+    sum.covered_ns += covered_ms * NS_PER_MS;
+    *out = sum;
 }
 
 double mass_history_window(const mass_history_t *history, unsigned metric, mass_window_t function,
@@ -360,10 +367,9 @@ double mass_history_window(const mass_history_t *history, unsigned metric, mass_
         return track->value;
     }
     const int64_t start_ns = larger(now_ns - window_ns, 0);
-    summary_t summary = nothing;
-    if (!add_samples(history, track, start_ns, now_ns, &summary)) {
-        summary = nothing;
-        add_rows(history, track, start_ns, now_ns, &summary);
+    summary_t summary;
+    if (!sum_samples(history, track, start_ns, now_ns, &summary)) {
+        sum_rows(history, track, start_ns, now_ns, &summary);
     }
     summary_touch(&summary, track->value, now_ns); /* the window is closed at its new end */
     const int64_t elapsed_ns = now_ns - summary.first_at_ns;
@@ -382,6 +388,25 @@ double mass_history_window(const mass_history_t *history, unsigned metric, mass_
         break;
     }
     return NAN;
+}
+
+static void prefetch(const void *from, size_t size)
+{
+    for (size_t offset = 0; offset < size; offset += 64) {
+        __builtin_prefetch((const char *)from + offset);
+    }
+}
+
+void mass_history_prefetch(const mass_history_t *history, unsigned metric, int64_t window_ns)
+{
+    const lengths_t *lengths = lengths_in(history);
+    const track_t *track = track_in(history, metric);
+    const int grain = window_ns <= lengths->rows[SHORT_GRAIN] * grain_ns[SHORT_GRAIN]
+                          ? SHORT_GRAIN
+                          : LONG_GRAIN;
+    prefetch(times_in(history), lengths->samples * sizeof(int64_t));
+    prefetch(track, sizeof(track_t) + lengths->samples * sizeof(double));
+    prefetch(rows_in(track, lengths, grain), lengths->rows[grain] * sizeof(row_t));
 }
 
 /* --- levels and invariants ---------------------------------------------------------------- */

@@ -64,6 +64,10 @@ void mass_history_append(mass_history_t *history, int64_t at_ns, const double *v
 double mass_history_window(const mass_history_t *history, unsigned metric, mass_window_t function,
                            int64_t window_ns, int64_t now_ns);
 
+/* Starts loading what a window of this length is likely to read; asked one or two nodes ahead it
+ * hides most of the time that memory takes. */
+void mass_history_prefetch(const mass_history_t *history, unsigned metric, int64_t window_ns);
+
 /* Writes the content of `from` into `to`, a block of mass_history_size(metrics, level) bytes
  * that does not overlap it. What does not fit is forgotten, oldest first. */
 void mass_history_copy(mass_history_t *to, unsigned level, const mass_history_t *from);

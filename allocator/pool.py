@@ -13,6 +13,22 @@ from typing import Any, Self
 # The compiled module has no types of its own: `ffi` and `lib` are Any here and wherever they go.
 from allocator._pool import ffi, lib
 
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "POOL_BYTES_MAX",
+    "POOL_BYTES_MIN",
+    "Block",
+    "Pool",
+    "PoolError",
+    "PoolExhausted",
+    "PoolStatistics",
+    "PoolUnsound",
+    "WrongFree",
+    "error_for",
+    "ffi",
+    "lib",
+]
+
 POOL_BYTES_MIN: int = lib.MASS_POOL_BYTES_MIN
 POOL_BYTES_MAX: int = lib.MASS_POOL_BYTES_MAX
 ALIGNMENT_BYTES: int = lib.MASS_POOL_ALIGNMENT

@@ -99,6 +99,7 @@ class Cgroup1:
         self._counts_swap = (base / "memory.memsw.limit_in_bytes").exists()
         self._slot_count = 0
         self._peaks: dict[str, int] = {}
+        self._limits: dict[str, int | None] = {}
 
     @classmethod
     def probe(cls, node_name: str, parent: Path | None = None) -> Cgroup1:
@@ -168,6 +169,7 @@ class Cgroup1:
             (self._freezer / name).mkdir(exist_ok=True)
             paths.append(self._freezer / name)
         self._peaks[name] = 0
+        self._limits[name] = None
         return Group(name, tuple(str(path / "cgroup.procs") for path in paths))
 
     def set_limit(self, group: Group, limit_bytes: int | None) -> None:
@@ -180,8 +182,8 @@ class Cgroup1:
         files = ["memory.limit_in_bytes"]
         if self._counts_swap:
             files.append("memory.memsw.limit_in_bytes")
-        old_bytes = _read_int(path / files[0])
-        if limit_bytes is None or limit_bytes > old_bytes:
+        old_bytes = self._limits[group.name]
+        if limit_bytes is None or (old_bytes is not None and limit_bytes > old_bytes):
             files.reverse()
         try:
             for file in files:
@@ -195,6 +197,7 @@ class Cgroup1:
             raise EnforcementError(
                 f"group {group.name}: limit {text} refused: {error.strerror}"
             ) from error
+        self._limits[group.name] = limit_bytes
 
     def started(self, group: Group, pid: int) -> None:
         """Nothing to learn: the kernel knows who is in the group."""
@@ -254,6 +257,7 @@ class Cgroup1:
             if parent is not None:
                 _remove_tree(parent / group.name)
         self._peaks.pop(group.name, None)
+        self._limits.pop(group.name, None)
 
     def poll(self) -> None:
         """Nothing to do: the kernel enforces by itself."""

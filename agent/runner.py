@@ -225,11 +225,12 @@ class Runner:
         if limit_bytes is not None and limit_bytes < 1:
             message = f"memory limit {limit_bytes} bytes: at least 1 is needed"
             raise StartError("limit", errno.EINVAL, message)
-        for path in (launch.stdout_path, launch.stderr_path):
+        directories = {os.path.dirname(path) for path in (launch.stdout_path, launch.stderr_path)}
+        for directory in sorted(directories):
             try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.makedirs(directory, exist_ok=True)
             except OSError as error:
-                message = f"output {os.path.dirname(path)}: {error.strerror}"
+                message = f"output {directory}: {error.strerror}"
                 raise StartError("output", error.errno or 0, message) from error
 
         def prepare_request(group: Group) -> Request:
@@ -314,8 +315,9 @@ class Runner:
             await asyncio.sleep(interval_seconds)
             try:
                 await asyncio.to_thread(self._enforcement.poll)
-            except OSError as error:
-                LOG.error("cannot look at the tasks' memory, trying again: %s", error)
+            except Exception:
+                # Whatever it was: without the next look no limit would hold any more.
+                LOG.exception("cannot look at the tasks' memory, trying again")
 
 
 def _exit(

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from allocator.pool import Pool, PoolExhausted
-
 from allocator.ledger import Ledger, LedgerFull
+from allocator.pool import Pool, PoolExhausted
 from allocator.tails import TailKey, Tails
 from controller.core.alerts import Alerts
 from controller.core.errors import LimitReached, PoolIsExhausted
@@ -188,6 +187,16 @@ class Cluster:
         capacity = capacity_bytes(node.memory_total_bytes, node.memory_declared_bytes, self.limits)
         self.ledger.set_node(record.slot, capacity)
         self.table.put(record)
+
+    def touch(self, record: NodeRecord, now_ns: int, sampled: bool = False) -> None:
+        """Note that a node was heard of on its stream; a sample makes it ready."""
+        record.last_seen_ns = now_ns
+        self.table.last_seen_ns[record.slot] = now_ns
+        record.sampled = record.sampled or sampled
+        state = NodeState.READY if record.sampled else NodeState.JOINING
+        record.state = state
+        if not self.table.open[record.slot]:
+            self.table.refresh_open(record)
 
     def restore(
         self,

@@ -134,7 +134,7 @@ def _refusal_of(
         names = [
             result.rule.name
             for result in results.rules
-            if result.rule.blocks_placement and result.evaluation.holds[slot]
+            if result.rule.blocks_placement and result.holds[slot]
         ]
         return "BLOCKED_BY_RULE", f"rule {', '.join(names)} holds on it"
     if offers.promise[slot] < spec.memory_request_bytes:

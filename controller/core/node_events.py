@@ -175,23 +175,21 @@ def _set_scheduling(
 
 
 def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
-    """Move nodes to the state their silence asks for, and give up attempts past their lease."""
+    """Move silent nodes to the state their silence asks for, and give up attempts past their lease.
+
+    A node that is heard of again is brought back by `Cluster.touch`.
+    """
     limits = cluster.limits
     lost_after_ns = limits.attempt_lease_ns + limits.cancel_grace_ns + limits.lease_margin_ns
     commands: Commands = []
-    for node_id in sorted(cluster.nodes):
+    for slot in cluster.table.silent_slots(now_ns - limits.node_unreachable_ns):
+        node_id = cluster.table.ids[slot]
+        assert node_id is not None
         record = cluster.nodes[node_id]
         silent_ns = now_ns - record.last_seen_ns
-        state = record.state
-        if silent_ns >= limits.node_down_ns:
-            state = NodeState.DOWN
-        elif silent_ns >= limits.node_unreachable_ns:
-            state = NodeState.UNREACHABLE
-        elif record.stream is not None:
-            state = NodeState.READY if record.sampled else NodeState.JOINING
-        if state is not record.state:
-            record.state = state
-            cluster.table.refresh_open(record)
+        down = silent_ns >= limits.node_down_ns
+        record.state = NodeState.DOWN if down else NodeState.UNREACHABLE
+        cluster.table.refresh_open(record)
         if silent_ns >= lost_after_ns:
             reason = f"node {node_id} has been silent for {silent_ns // 1_000_000_000} s"
             for task_id in sorted(record.task_ids):

@@ -88,6 +88,12 @@ class NodeTable:
         self.ids[slot] = None
         self.cpus_used[slot] = 0.0
 
+    def silent_slots(self, since_ns: int) -> list[int]:
+        """Return the slots of nodes last heard of at since_ns or before."""
+        count = self.count
+        silent = self.used[:count] & (self.last_seen_ns[:count] <= since_ns)
+        return [int(slot) for slot in np.flatnonzero(silent)]
+
     def neighbours(self, slot: int) -> frozenset[int]:
         """Return the slots on the same machine, the given one included."""
         return frozenset(self._machine_members[int(self.machine[slot])])

@@ -36,7 +36,6 @@ class Results:
     count: int
     promises: Promises
     rules: tuple[RuleResult, ...]
-    blocked: Bools
     offers: Offers
 
 

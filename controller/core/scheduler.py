@@ -40,7 +40,7 @@ from controller.core.placement import Placement, Refusal, node_to_keep, place
 from controller.core.promise import compute
 from controller.core.queue import shape_of
 from controller.core.results import Metrics, Results, make_offers, read_metrics
-from controller.core.rules import evaluate
+from controller.core.rules import blocked, evaluate
 
 
 class Scheduler:
@@ -106,13 +106,10 @@ class Scheduler:
         """Return per node the two sums of its promise, its pressure and the rules that hold."""
         cluster = self.cluster
         promises = compute(metrics.memory, cluster.limits)
-        rules = evaluate(cluster.rules, metrics.column, metrics.count)
-        blocked = np.zeros(metrics.count, dtype=np.bool_)
-        for result in rules:
-            if result.rule.blocks_placement:
-                blocked |= result.evaluation.holds
-        offers = make_offers(cluster, promises, blocked, metrics.memory.capacity)
-        return Results(metrics.now_ns, metrics.count, promises, rules, blocked, offers)
+        count, memory = metrics.count, metrics.memory
+        rules = evaluate(cluster.rules, metrics.column, count, memory.used_slot)
+        offers = make_offers(cluster, promises, blocked(rules, count), memory.capacity)
+        return Results(metrics.now_ns, count, promises, rules, offers)
 
     def assign_tasks(self, results: Results) -> None:
         """Plan which waiting task goes where; nothing is reserved yet."""
@@ -142,15 +139,16 @@ class Scheduler:
             waited_ns = results.now_ns - since_ns
             if task_id in cluster.kept_slots or waited_ns < cluster.limits.overtaken_max_ns:
                 continue
-            slot = node_to_keep(offers, shape_of(cluster.tasks[task_id]), taken)
-            if slot is not None:
-                cluster.kept_slots[task_id] = slot
-                taken[slot] = True
+            found = node_to_keep(offers, shape_of(cluster.tasks[task_id]), taken)
+            if found is not None:
+                cluster.kept_slots[task_id] = found
+                taken[found] = True
 
     def trigger_alerts(self, results: Results) -> None:
         """Move every alert on by what holds now; firing and resolving is told."""
         alerts = self.cluster.alerts
-        for change in alerts.advance(results.rules, self.cluster.table.ids, results.now_ns):
+        node_ids = self.cluster.table.ids[: results.count]
+        for change in alerts.advance(results.rules, node_ids, results.now_ns):
             self._commands.append(SaveAlert(change.alert))
             if change.notify:
                 self._commands.append(Notify(change.alert))

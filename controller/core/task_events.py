@@ -182,10 +182,12 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
 def lose(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> Commands:
     """Answer the loss of an attempt that cannot be told how it ended, without counting it."""
     if task.cancelled:
-        return _end(cluster, task, TaskState.CANCELLED, "CANCELLED", "cancelled by its user", now_ns)
+        cancelled = "cancelled by its user"
+        return _end(cluster, task, TaskState.CANCELLED, "CANCELLED", cancelled, now_ns)
     if task.spec.requeue:
         return _requeue(cluster, task, f"attempt {task.attempt} was lost: {reason}")
-    return _end(cluster, task, TaskState.LOST, code, f"{reason}, and it must not be requeued", now_ns)
+    reason = f"{reason}, and it must not be requeued"
+    return _end(cluster, task, TaskState.LOST, code, reason, now_ns)
 
 
 def _cause(event: AttemptEnded) -> OomCause:

@@ -1,0 +1,284 @@
+"""The loop and the only clock: take in what happened, think, **save, then** reply, send, notify.
+
+All events that wait are handled in one turn, the cycle runs once behind them, and everything to be
+saved goes into one transaction. Nothing is told to anyone before it is saved; a store that cannot
+save ends the controller, which loses nothing: the next one begins from what is saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+
+from controller import wire
+from controller.core.commands import (
+    Command,
+    Notify,
+    Reply,
+    Save,
+    SaveTask,
+    SendAcknowledgement,
+    SendAssignment,
+    SendStop,
+    SendWelcome,
+)
+from controller.core.errors import LimitReached, MassError, NodeUnavailable
+from controller.core.events import Event, Tick
+from controller.core.limits import SECOND_NS
+from controller.core.model import Alert, Task
+from controller.core.scheduler import Scheduler
+from controller.logs import LogRequests
+from controller.outbox import Outbox
+from controller.store.base import Store, StoreError
+from controller.watch import Watches
+
+log = logging.getLogger("mass.engine")
+
+EVENTS_PER_TURN = 5_000  # keeps one turn short when thousands of agents report at once
+TICK_S = 1.0
+PRUNE_S = 600.0
+Waiting = tuple[Event, "asyncio.Future[object] | None"]
+
+
+class Clock:
+    """The time since the epoch in nanoseconds, which never goes back while the process lives."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        """Return the time."""
+        return self._offset_ns + time.monotonic_ns()
+
+
+class Engine:
+    """Owns the scheduler; whoever wants something changed asks here."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        store: Store,
+        clock: Clock,
+        notify: Callable[[Alert], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.cluster = scheduler.cluster
+        self.store = store
+        self.now_ns = clock.now_ns
+        self.watches = Watches()
+        self.logs = LogRequests()
+        self._notify = notify
+        self._waiting: list[Waiting] = []
+        self._wake = asyncio.Event()
+        self._outboxes: dict[int, Outbox] = {}  # by the number of the stream
+        self._streams: dict[str, int] = {}  # the welcomed stream of each node
+        self._stream_count = 0
+        self._cycle_due = False
+        self._cycle_timer: asyncio.TimerHandle | None = None
+        self._last_cycle_ns = 0
+        self._stopping = False
+
+    # --- what others call ---
+
+    async def ask(self, event: Event) -> object:
+        """Hand in an event and return its answer, once everything it caused is saved.
+
+        Raises:
+            LimitReached: too many events are waiting.
+            MassError: what handling the event raises; nothing has changed then.
+        """
+        if len(self._waiting) >= self.cluster.limits.events_queued_max:
+            raise LimitReached(f"{len(self._waiting)} events are waiting; try again")
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._waiting.append((event, future))
+        self._wake.set()
+        return await future
+
+    def post(self, event: Event) -> None:
+        """Hand in an event that nobody waits for. The caller keeps to `crowded`."""
+        self._waiting.append((event, None))
+        self._wake.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Say whether senders of events should wait before the next one."""
+        return len(self._waiting) >= self.cluster.limits.events_queued_max // 2
+
+    def samples_written(self) -> None:
+        """Ask for a cycle, at most one each evaluation_gap_ns for samples alone."""
+        if self._cycle_due or self._cycle_timer is not None:
+            return
+        since_ns = self.now_ns() - self._last_cycle_ns
+        wait_ns = max(0, self.cluster.limits.evaluation_gap_ns - since_ns)
+        loop = asyncio.get_running_loop()
+        self._cycle_timer = loop.call_later(wait_ns / SECOND_NS, self._request_cycle)
+
+    def open_stream(self) -> tuple[int, Outbox]:
+        """Return the number and the outbox of a new stream."""
+        self._stream_count += 1
+        outbox = Outbox(self.cluster.limits.outbox_messages_max)
+        self._outboxes[self._stream_count] = outbox
+        return self._stream_count, outbox
+
+    def close_stream(self, number: int) -> None:
+        """Forget a stream's outbox."""
+        self._outboxes.pop(number, None)
+
+    def outbox_of(self, node_id: str) -> Outbox:
+        """Return the outbox of a node's stream.
+
+        Raises:
+            NodeUnavailable: the node is not connected.
+        """
+        outbox = self._outboxes.get(self._streams.get(node_id, 0))
+        if outbox is None:
+            raise NodeUnavailable(f"node '{node_id}' is not connected")
+        return outbox
+
+    # --- the loop ---
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises StoreError when the store cannot save."""
+        loop = asyncio.get_running_loop()
+        next_prune_s = loop.time() + PRUNE_S
+        while not self._stopping:
+            try:
+                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            except TimeoutError:
+                self._waiting.append((Tick(self.now_ns()), None))
+            self._wake.clear()
+            await self._turn()
+            if loop.time() >= next_prune_s:
+                next_prune_s = loop.time() + PRUNE_S
+                await self._prune()
+
+    def stop(self) -> None:
+        """End the loop after the present turn and close all streams."""
+        self._stopping = True
+        self._wake.set()
+        for outbox in self._outboxes.values():
+            outbox.close(grpc.StatusCode.UNAVAILABLE, "the controller is shutting down")
+
+    def _request_cycle(self) -> None:
+        self._cycle_timer = None
+        self._cycle_due = True
+        self._wake.set()
+
+    async def _turn(self) -> None:
+        """Handle what waits, run the cycle if it is due, and carry out the commands."""
+        waiting = self._waiting[:EVENTS_PER_TURN]
+        del self._waiting[:EVENTS_PER_TURN]
+        if self._waiting:
+            self._wake.set()
+        commands: list[Command] = []
+        answers: list[tuple[asyncio.Future[object], object]] = []
+        for event, future in waiting:
+            try:
+                caused = self.scheduler.handle(event)
+            except MassError as error:
+                self._refuse(event, future, error)
+                continue
+            commands += caused
+            if future is not None:
+                answers.append((future, _answer(caused)))
+        now_ns = self.now_ns()
+        late = now_ns - self._last_cycle_ns >= self.cluster.limits.interval_ns
+        if self.scheduler.cycle_wanted or self._cycle_due or late:
+            self._cycle_due = False
+            self._last_cycle_ns = now_ns
+            commands += self.scheduler.run_cycle(now_ns)
+        try:
+            await self._carry_out(commands)
+        except StoreError as error:
+            for future, _ in answers:
+                if not future.done():
+                    future.set_exception(NodeUnavailable(f"nothing was saved: {error}"))
+            raise
+        for future, value in answers:
+            if not future.done():  # the caller may have gone
+                future.set_result(value)
+
+    def _refuse(
+        self, event: Event, future: asyncio.Future[object] | None, error: MassError
+    ) -> None:
+        if future is None:
+            log.warning("event refused kind=%s reason=%s", type(event).__name__, error)
+        elif not future.done():
+            future.set_exception(error)
+
+    async def _carry_out(self, commands: list[Command]) -> None:
+        saves = [command for command in commands if isinstance(command, Save)]
+        if saves:
+            await self.store.commit(saves)
+        self._send(commands)
+        for command in commands:
+            if isinstance(command, SaveTask):
+                self.watches.changed(command.task)
+            elif isinstance(command, Notify):
+                self._notify(command.alert)
+
+    def _send(self, commands: Iterable[Command]) -> None:
+        """Put all sends of a turn into the outboxes: a welcome first, assignments in one message,
+        only the last acknowledgement."""
+        assigned: dict[str, list[Task]] = {}
+        acknowledged: dict[str, int] = {}
+        limits = self.cluster.limits
+        for command in commands:
+            match command:
+                case SendWelcome():
+                    self._welcome(command)
+                case SendAssignment():
+                    assigned.setdefault(command.node_id, []).append(command.task)
+                case SendStop():
+                    # An assignment of this turn must arrive before the stop of it.
+                    self._flush_assigned(command.node_id, assigned)
+                    self._push(command.node_id, wire.stop(command))
+                case SendAcknowledgement():
+                    acknowledged[command.node_id] = command.sequence
+        for node_id, sequence in acknowledged.items():
+            self._push(node_id, wire.acknowledgement(sequence))
+        for node_id, tasks in assigned.items():
+            self._push(node_id, wire.assignments(tasks, limits))
+
+    def _flush_assigned(self, node_id: str, assigned: dict[str, list[Task]]) -> None:
+        tasks = assigned.pop(node_id, None)
+        if tasks:
+            self._push(node_id, wire.assignments(tasks, self.cluster.limits))
+
+    def _welcome(self, command: SendWelcome) -> None:
+        number = self.cluster.nodes[command.node_id].stream
+        before = self._streams.get(command.node_id)
+        if before is not None and before != number and before in self._outboxes:
+            self._outboxes[before].close(
+                grpc.StatusCode.ABORTED, "the node has opened another stream"
+            )
+        if number is not None:
+            self._streams[command.node_id] = number
+        self._push(command.node_id, wire.welcome(command, self.cluster.limits))
+
+    def _push(self, node_id: str, message: Any) -> None:
+        """Send to a node; without a stream it is told when it connects again."""
+        outbox = self._outboxes.get(self._streams.get(node_id, 0))
+        if outbox is not None:
+            outbox.push(message)
+
+    async def _prune(self) -> None:
+        limits = self.cluster.limits
+        pruned = await self.store.prune(
+            self.now_ns() - limits.history_age_ns, limits.history_tasks_max
+        )
+        if pruned:
+            log.info("history pruned tasks=%d", pruned)
+
+
+def _answer(commands: Iterable[Command]) -> object:
+    """Return the value of the Reply among an event's commands, if any."""
+    for command in commands:
+        if isinstance(command, Reply):
+            return command.value
+    return None

@@ -1,0 +1,1 @@
+"""The gRPC face of the controller: one module for each service, and one for errors."""

@@ -1,0 +1,189 @@
+"""Core values as the API shows them. Reads the cluster, changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
+
+from controller import wire
+from controller.core.cluster import Cluster
+from controller.core.explain import NodeRefusal, pending_reason
+from controller.core.history import SERIES_METRICS
+from controller.core.model import Alert, Task, TaskSpec
+from controller.core.nodes import NodeRecord
+from controller.core.results import Results
+from controller.core.rules import Rule
+from controller.wire import duration, timestamp
+
+OOM_CAUSES = {core: shown for shown, core in wire.OOM_CAUSES.items()}
+# In the order of controller.core.promise.PRESSURES.
+PRESSURES_SHOWN = (
+    types_pb2.PRESSURE_NONE,
+    types_pb2.PRESSURE_WARN,
+    types_pb2.PRESSURE_HIGH,
+    types_pb2.PRESSURE_CRITICAL,
+)
+
+
+def spec_view(spec: TaskSpec) -> types_pb2.TaskSpec:
+    """Return a spec with its defaults filled in."""
+    message = types_pb2.TaskSpec(
+        command=spec.command,
+        name=spec.name,
+        category=spec.category,
+        memory_request_bytes=spec.memory_request_bytes,
+        memory_limit_bytes=spec.memory_limit_bytes or 0,
+        cpus=spec.cpus,
+        priority=spec.priority,
+        retries=spec.retries,
+        no_requeue=not spec.requeue,
+        environment=dict(spec.environment),
+        working_directory=spec.working_directory,
+    )
+    if spec.time_limit_ns is not None:
+        message.time_limit.CopyFrom(duration(spec.time_limit_ns))
+    return message
+
+
+def task_view(cluster: Cluster, results: Results | None, task: Task) -> types_pb2.Task:
+    """Return a task with what is known of it at this moment."""
+    code, reason = pending_reason(cluster, results, task)
+    message = types_pb2.Task(
+        id=str(task.id),
+        spec=spec_view(task.spec),
+        state=f"TASK_STATE_{task.state.value}",
+        reason_code=code,
+        reason=reason,
+        user=task.user,
+        attempt=task.attempt,
+        node_id=task.node_id,
+        memory_peak_bytes=task.memory_peak_bytes,
+        memory_limit_bytes=task.memory_limit_bytes or 0,
+        failures=task.failures,
+        memory_requeues=task.memory_requeues,
+        oom_cause=OOM_CAUSES[task.oom_cause],
+    )
+    message.submitted_at.CopyFrom(timestamp(task.submitted_at_ns))
+    if task.started_at_ns:
+        message.started_at.CopyFrom(timestamp(task.started_at_ns))
+    if task.ended_at_ns:
+        message.ended_at.CopyFrom(timestamp(task.ended_at_ns))
+    if task.exit_code is not None:
+        message.exit_code = task.exit_code
+    if task.signal is not None:
+        message.signal = task.signal
+    handle = cluster.reservations.get(task.id)
+    if handle is not None:
+        entry = cluster.ledger.read(handle)
+        message.memory_reserved_bytes = entry.reserved_bytes
+        message.memory_used_bytes = entry.used_bytes
+    return message
+
+
+def node_view(
+    cluster: Cluster, results: Results | None, record: NodeRecord, now_ns: int
+) -> types_pb2.Node:
+    """Return a node with its sums as of the last cycle."""
+    node, slot = record.node, record.slot
+    ledger, table = cluster.ledger, cluster.table
+    message = types_pb2.Node(
+        id=node.id,
+        state=f"NODE_STATE_{record.state.value}",
+        scheduling=f"SCHEDULING_{node.scheduling.value}",
+        scheduling_reason=node.scheduling_reason,
+        scheduling_by=node.scheduling_by,
+        memory_total_bytes=int(table.total_bytes[slot]),
+        memory_capacity_bytes=int(ledger.capacity_bytes[slot]),
+        memory_reserved_bytes=int(ledger.reserved_bytes[slot]),
+        memory_tasks_used_bytes=int(ledger.used_bytes[slot]),
+        cpus=node.cpus,
+        cpus_used=float(table.cpus_used[slot]),
+        tasks_running=len(record.task_ids),
+        machine_id=node.machine_id,
+        agent_version=node.agent_version,
+        enforcement=node.enforcement,
+    )
+    if node.scheduling_since_ns:
+        message.scheduling_since.CopyFrom(timestamp(node.scheduling_since_ns))
+    message.last_seen_at.CopyFrom(timestamp(record.last_seen_ns))
+    for name in SERIES_METRICS:
+        value = float(cluster.history.latest(name, now_ns)[slot])
+        if math.isfinite(value):
+            message.metrics[name] = value
+    message.metrics["node_silent_seconds"] = max(0.0, (now_ns - record.last_seen_ns) / 1e9)
+    message.memory_used_bytes = int(message.metrics.get("mem_used", 0.0))
+    message.memory_available_bytes = int(message.metrics.get("mem_available", 0.0))
+    message.cpu_percent = message.metrics.get("cpu_percent", 0.0)
+    if results is not None and slot < results.count:
+        promises = results.promises
+        message.pressure = PRESSURES_SHOWN[int(promises.pressure[slot])]
+        message.memory_foreign_bytes = int(promises.foreign[slot])
+        # What is left after the assignments of that cycle, which is what the next one has.
+        message.memory_promise_bytes = int(results.offers.promise[slot])
+    return message
+
+
+def refusal_view(refusal: NodeRefusal) -> task_pb2.NodeRefusal:
+    """Return why one node cannot take a task now."""
+    return task_pb2.NodeRefusal(
+        node_id=refusal.node_id,
+        reason_code=refusal.code,
+        reason=refusal.reason,
+        requested_bytes=refusal.requested_bytes,
+        promise_bytes=refusal.promise_bytes,
+        foreign_used_bytes=refusal.foreign_used_bytes,
+        reserved_bytes=refusal.reserved_bytes,
+    )
+
+
+def alert_view(alert: Alert) -> types_pb2.Alert:
+    """Return an alert."""
+    message = types_pb2.Alert(
+        name=alert.name,
+        node_id=alert.node_id,
+        state=f"ALERT_STATE_{alert.state.value}",
+        labels=dict(alert.labels),
+        annotations=dict(alert.annotations),
+        value=alert.value,
+    )
+    message.active_at.CopyFrom(timestamp(alert.active_at_ns))
+    if alert.fired_at_ns:
+        message.fired_at.CopyFrom(timestamp(alert.fired_at_ns))
+    if alert.resolved_at_ns:
+        message.resolved_at.CopyFrom(timestamp(alert.resolved_at_ns))
+    return message
+
+
+def rule_view(rule: Rule, holding_nodes: int) -> rule_pb2.Rule:
+    """Return a rule in force."""
+    return rule_pb2.Rule(
+        name=rule.name,
+        group=rule.group,
+        expression=rule.expression.text,
+        hold=duration(rule.hold_ns),
+        labels=dict(rule.labels),
+        annotations=dict(rule.annotations),
+        blocks_placement=rule.blocks_placement,
+        holding_nodes=holding_nodes,
+    )
+
+
+def pool_view(cluster: Cluster) -> memory_pb2.Pool:
+    """Return the controller's pool and who uses it."""
+    statistics = cluster.pool.statistics()
+    return memory_pb2.Pool(
+        capacity_bytes=statistics.capacity_bytes,
+        used_bytes=statistics.used_bytes,
+        peak_bytes=statistics.used_peak_bytes,
+        largest_free_bytes=statistics.largest_free_bytes,
+        allocations=statistics.allocation_count,
+        frees=statistics.free_count,
+        failures=statistics.failure_count,
+        wrong_frees=statistics.wrong_free_count,
+        series_bytes=cluster.history.series.bytes_used(),
+        ledger_bytes=cluster.ledger.bytes_used(),
+        tails_bytes=cluster.tails.bytes_used(),
+        history_level=cluster.history.series.level,
+        tails_kept=not cluster.tails.is_stopped,
+    )

@@ -1,0 +1,324 @@
+"""The agents' stream: protobuf to events and straight into the history, commands to protobuf.
+
+The only place that checks an agent's words; what passes here is trusted by the core.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from mass.v1 import agent_pb2, types_pb2
+
+from controller.core.cluster import Cluster
+from controller.core.commands import SendStop, SendWelcome
+from controller.core.errors import InvalidRequest, ProtocolMismatch
+from controller.core.events import AttemptEnded, AttemptStarted, NodeJoined
+from controller.core.history import INDEX
+from controller.core.limits import PROTOCOL_VERSION, Limits
+from controller.core.model import KnownAttempt, OomCause, OutputStream, Task
+from controller.core.nodes import NodeRecord
+
+NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
+NODE_ID_RULE = "1 to 63 letters, digits, '.', '_' or '-'"
+ATTEMPTS_MAX = 10_000
+IDENTITY_LENGTH_MAX = 128
+BYTES_MAX = 1 << 50
+OUTPUT_BYTES_MAX = 64 << 10
+
+TOTAL, AVAILABLE = INDEX["mem_total"], INDEX["mem_available"]
+USED, PERCENT = INDEX["mem_used"], INDEX["mem_percent"]
+FOREIGN, RESERVED = INDEX["mem_foreign"], INDEX["mem_reserved"]
+RUNNING, TASK_MAX = INDEX["tasks_running"], INDEX["task_mem_max"]
+SWAP_USED, SWAP_PERCENT = INDEX["swap_used"], INDEX["swap_percent"]
+# Fields that go into the row as they are, with the largest value they may have.
+PLAIN = tuple(
+    (field, INDEX[metric], bound)
+    for field, metric, bound in (
+        ("psi_some_percent", "psi_some", 100.0),
+        ("psi_full_percent", "psi_full", 100.0),
+        ("cpu_percent", "cpu_percent", 100.0),
+        ("load1", "load1", 1e9),
+        ("load5", "load5", 1e9),
+        ("load15", "load15", 1e9),
+        ("disk_percent", "disk_percent", 100.0),
+        ("oom_kills", "oom_kills", 1e15),
+    )
+)
+OOM_CAUSES = {
+    types_pb2.OOM_CAUSE_UNSPECIFIED: OomCause.NONE,
+    types_pb2.OOM_CAUSE_OWN_LIMIT: OomCause.OWN_LIMIT,
+    types_pb2.OOM_CAUSE_BYSTANDER: OomCause.BYSTANDER,
+    types_pb2.OOM_CAUSE_GUARD: OomCause.GUARD,
+    types_pb2.OOM_CAUSE_OUTSIDE: OomCause.OUTSIDE,
+    types_pb2.OOM_CAUSE_CHILD_ONLY: OomCause.CHILD_ONLY,
+}
+STREAMS = {
+    types_pb2.OUTPUT_STREAM_UNSPECIFIED: OutputStream.STDOUT,
+    types_pb2.OUTPUT_STREAM_STDOUT: OutputStream.STDOUT,
+    types_pb2.OUTPUT_STREAM_STDERR: OutputStream.STDERR,
+}
+
+
+def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
+    """Return the event of a hello.
+
+    Raises:
+        ProtocolMismatch: the agent speaks another version.
+        InvalidRequest: a field cannot be; the message names it, its value and the bound.
+    """
+    if hello.protocol_version != PROTOCOL_VERSION:
+        raise ProtocolMismatch(
+            f"the agent speaks protocol version {hello.protocol_version}, this controller"
+            f" speaks {PROTOCOL_VERSION}; install the same version of MASS on both"
+        )
+    if not NODE_ID.fullmatch(hello.node_id):
+        raise InvalidRequest(f"hello.node_id '{hello.node_id[:80]}' is not {NODE_ID_RULE}")
+    for name in ("instance_id", "machine_id", "boot_id", "agent_version", "enforcement"):
+        _text(f"hello.{name}", getattr(hello, name))
+    _within("hello.memory_total_bytes", hello.memory_total_bytes, 1, BYTES_MAX)
+    _within("hello.memory_capacity_bytes", hello.memory_capacity_bytes, 0, BYTES_MAX)
+    if not 0 < hello.cpus <= 4_096:
+        raise InvalidRequest(f"hello.cpus is {hello.cpus:g}; it must be above 0, at most 4096")
+    _within("the number of hello.attempts", len(hello.attempts), 0, ATTEMPTS_MAX)
+    return NodeJoined(
+        at_ns=at_ns,
+        node_id=hello.node_id,
+        instance_id=hello.instance_id,
+        machine_id=hello.machine_id,
+        boot_id=hello.boot_id,
+        agent_version=hello.agent_version,
+        memory_total_bytes=hello.memory_total_bytes,
+        memory_declared_bytes=hello.memory_capacity_bytes or None,
+        cpus=hello.cpus,
+        enforcement=hello.enforcement,
+        attempts=tuple(_known(attempt) for attempt in hello.attempts),
+        stream=stream,
+    )
+
+
+def _known(attempt: agent_pb2.KnownAttempt) -> KnownAttempt:
+    _within("hello.attempts.task_id", attempt.task_id, 1, 1 << 62)
+    _within("hello.attempts.attempt", attempt.attempt, 1, 1 << 30)
+    return KnownAttempt(attempt.task_id, attempt.attempt, attempt.ended)
+
+
+def write_samples(
+    cluster: Cluster, record: NodeRecord, batch: agent_pb2.SampleBatch, now_ns: int
+) -> None:
+    """Write a batch into the series, and its task readings into the ledger.
+
+    Times are the controller's own: the newest sample is now, older ones by their distance to it.
+
+    Raises:
+        InvalidRequest: a field cannot be; samples before it are kept.
+    """
+    if not batch.samples:
+        return
+    newest = batch.samples[-1].taken_at_unix_ns
+    for sample in batch.samples:
+        age_ns = newest - sample.taken_at_unix_ns
+        if age_ns < 0:
+            raise InvalidRequest("samples are not in the order of taken_at_unix_ns")
+        _write_sample(cluster, record, sample, now_ns - age_ns)
+    cluster.touch(record, now_ns, sampled=True)
+
+
+def _write_sample(
+    cluster: Cluster, record: NodeRecord, sample: agent_pb2.Sample, at_ns: int
+) -> None:
+    slot = record.slot
+    largest = _write_readings(cluster, sample)
+    row = cluster.history.begin()
+    if sample.HasField("memory_total_bytes") and sample.HasField("memory_available_bytes"):
+        total, available = sample.memory_total_bytes, sample.memory_available_bytes
+        if not 0 < total <= BYTES_MAX or not 0 <= available <= total:
+            raise InvalidRequest(
+                f"sample.memory_available_bytes is {available} of memory_total_bytes {total}"
+            )
+        used = total - available
+        row[TOTAL], row[AVAILABLE], row[USED] = total, available, used
+        row[PERCENT] = 100.0 * used / total
+        row[FOREIGN] = max(0, used - _tasks_used(cluster, slot))
+        cluster.table.total_bytes[slot] = total
+    if sample.HasField("swap_total_bytes") and sample.HasField("swap_used_bytes"):
+        swap_total, swap_used = sample.swap_total_bytes, sample.swap_used_bytes
+        row[SWAP_USED] = swap_used
+        row[SWAP_PERCENT] = 100.0 * swap_used / swap_total if swap_total > 0 else 0.0
+    if sample.HasField("memory_growth_bytes_per_second"):
+        row[INDEX["mem_growth"]] = sample.memory_growth_bytes_per_second
+    for field, index, bound in PLAIN:
+        if sample.HasField(field):
+            value = getattr(sample, field)
+            if not 0 <= value <= bound * 1.001:
+                raise InvalidRequest(f"sample.{field} is {value:g}; it must be 0 to {bound:g}")
+            row[index] = value
+    row[RESERVED] = cluster.ledger.reserved_bytes[slot]
+    row[RUNNING] = len(sample.task_ids)
+    row[TASK_MAX] = largest
+    cluster.history.write(slot, at_ns)
+
+
+def _write_readings(cluster: Cluster, sample: agent_pb2.Sample) -> int:
+    """Write what each task uses into its reservation and return the largest, in bytes."""
+    ids, attempts = sample.task_ids, sample.task_attempts
+    readings = sample.task_memory_used_bytes
+    if not len(ids) == len(attempts) == len(readings) or len(ids) > ATTEMPTS_MAX:
+        raise InvalidRequest(
+            f"sample has {len(ids)} task_ids, {len(attempts)} task_attempts and {len(readings)}"
+            f" task_memory_used_bytes; they must be equal, at most {ATTEMPTS_MAX}"
+        )
+    largest = 0
+    for task_id, attempt, used in zip(ids, attempts, readings, strict=True):
+        if not 0 <= used <= BYTES_MAX:
+            raise InvalidRequest(f"sample.task_memory_used_bytes of task {task_id} is {used}")
+        largest = max(largest, used)
+        handle = cluster.reservations.get(task_id)
+        if handle is not None and cluster.tasks[task_id].attempt == attempt:
+            cluster.ledger.measure(handle, used)
+    return largest
+
+
+def _tasks_used(cluster: Cluster, slot: int) -> int:
+    used = cluster.ledger.used_bytes
+    if not cluster.table.machines_shared:
+        return int(used[slot])
+    return sum(int(used[other]) for other in cluster.table.neighbours(slot))
+
+
+def report(
+    message: agent_pb2.Report, node_id: str, at_ns: int
+) -> AttemptStarted | AttemptEnded:
+    """Return the event of a report.
+
+    Raises:
+        InvalidRequest: a field cannot be; the message names it, its value and the bound.
+    """
+    _within("report.sequence", message.sequence, 1, 1 << 62)
+    _within("report.task_id", message.task_id, 1, 1 << 62)
+    _within("report.attempt", message.attempt, 1, 1 << 30)
+    kind = message.WhichOneof("event")
+    if kind == "started":
+        return AttemptStarted(
+            at_ns=at_ns,
+            node_id=node_id,
+            sequence=message.sequence,
+            task_id=message.task_id,
+            attempt=message.attempt,
+            started_at_ns=message.started.started_at.ToNanoseconds(),
+        )
+    if kind != "ended":
+        raise InvalidRequest(f"report {message.sequence} has neither started nor ended")
+    ended = message.ended
+    _within("report.ended.memory_peak_bytes", ended.memory_peak_bytes, 0, BYTES_MAX)
+    return AttemptEnded(
+        at_ns=at_ns,
+        node_id=node_id,
+        sequence=message.sequence,
+        task_id=message.task_id,
+        attempt=message.attempt,
+        exit_code=ended.exit_code if ended.HasField("exit_code") else None,
+        signal=ended.signal if ended.HasField("signal") else None,
+        memory_peak_bytes=ended.memory_peak_bytes,
+        oom_kill_count=max(0, ended.oom_kill_count),
+        oom_cause=OOM_CAUSES.get(ended.oom_cause, OomCause.NONE),
+        started_at_ns=ended.started_at.ToNanoseconds() if ended.HasField("started_at") else 0,
+        ended_at_ns=ended.ended_at.ToNanoseconds() if ended.HasField("ended_at") else at_ns,
+        timed_out=ended.timed_out,
+        stopped=ended.stopped,
+        start_error=ended.start_error[:1_000],
+        stdout_tail=ended.stdout_tail[-OUTPUT_BYTES_MAX:],
+        stderr_tail=ended.stderr_tail[-OUTPUT_BYTES_MAX:],
+    )
+
+
+def write_output(cluster: Cluster, chunk: agent_pb2.OutputChunk) -> None:
+    """Keep new output of a running attempt in its tail."""
+    stream = STREAMS.get(chunk.stream, OutputStream.STDOUT)
+    cluster.append_tail(chunk.task_id, chunk.attempt, stream, chunk.data[-OUTPUT_BYTES_MAX:])
+
+
+def welcome(command: SendWelcome, limits: Limits) -> agent_pb2.ControllerMessage:
+    """Return the message that answers a hello."""
+    return agent_pb2.ControllerMessage(
+        welcome=agent_pb2.Welcome(
+            protocol_version=PROTOCOL_VERSION,
+            sampling=agent_pb2.Sampling(
+                sample_interval=duration(limits.sample_interval_ns),
+                heartbeat_interval=duration(limits.heartbeat_ns),
+            ),
+            attempt_lease=duration(limits.attempt_lease_ns),
+            acknowledged_sequence=command.acknowledged_sequence,
+            forget=[
+                agent_pb2.KnownAttempt(task_id=known.task_id, attempt=known.attempt)
+                for known in command.forget
+            ],
+        )
+    )
+
+
+def assignments(tasks: Iterable[Task], limits: Limits) -> agent_pb2.ControllerMessage:
+    """Return the message that gives attempts to their node."""
+    batch = agent_pb2.AssignmentBatch()
+    for task in tasks:
+        spec = task.spec
+        assignment = batch.assignments.add(
+            task_id=task.id,
+            attempt=task.attempt,
+            command=spec.command,
+            environment=dict(spec.environment),
+            working_directory=spec.working_directory,
+            memory_limit_bytes=task.memory_limit_bytes or 0,
+            memory_request_bytes=spec.memory_request_bytes,
+            cpus=spec.cpus,
+            grace=duration(limits.cancel_grace_ns),
+        )
+        if spec.time_limit_ns is not None:
+            assignment.time_limit.CopyFrom(duration(spec.time_limit_ns))
+    return agent_pb2.ControllerMessage(assignments=batch)
+
+
+def stop(command: SendStop) -> agent_pb2.ControllerMessage:
+    """Return the message that ends an attempt."""
+    return agent_pb2.ControllerMessage(
+        stop=agent_pb2.Stop(
+            task_id=command.task_id,
+            attempt=command.attempt,
+            grace=duration(command.grace_ns),
+        )
+    )
+
+
+def acknowledgement(sequence: int) -> agent_pb2.ControllerMessage:
+    """Return the message that lets an agent forget its reports up to a sequence number."""
+    return agent_pb2.ControllerMessage(
+        acknowledgement=agent_pb2.Acknowledgement(sequence=sequence)
+    )
+
+
+def duration(nanoseconds: int) -> Duration:
+    """Return nanoseconds as a protobuf Duration."""
+    value = Duration()
+    value.FromNanoseconds(nanoseconds)
+    return value
+
+
+def timestamp(at_ns: int) -> Timestamp:
+    """Return nanoseconds since the epoch as a protobuf Timestamp."""
+    value = Timestamp()
+    value.FromNanoseconds(at_ns)
+    return value
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value}; it must be {low} to {high}")
+
+
+def _text(name: str, value: str) -> None:
+    if not 1 <= len(value) <= IDENTITY_LENGTH_MAX or not value.isprintable():
+        raise InvalidRequest(
+            f"{name} '{value[:80]}' must be 1 to {IDENTITY_LENGTH_MAX} printable characters"
+        )

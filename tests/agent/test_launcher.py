@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from support.processes import is_running, launcher_path, until
+from support.processes import SOURCE, is_running, launcher_path, until
 
 from allocator.launcher import (
     REQUEST_MAGIC,
@@ -245,12 +246,12 @@ async def test_large_environment_within_the_bound_arrives_whole(
     assert int((tmp_path / "out").read_text()) > 1_500_000
 
 
-def talk(said: bytes) -> tuple[bytes, int]:
+def talk(said: bytes, executable: str = "") -> tuple[bytes, int]:
     """Say something to a launcher without a pool; return its answer and exit code."""
     ours, theirs = socket.socketpair()
     with ours:
         number = theirs.fileno()
-        command = [launcher_path(), str(os.getpid())]
+        command = [executable or launcher_path(), str(os.getpid())]
         actions = [(os.POSIX_SPAWN_DUP2, number, 3)]
         pid = os.posix_spawn(command[0], command, {}, file_actions=actions)
         theirs.close()
@@ -287,6 +288,26 @@ def test_unsound_request_is_refused_without_running_anything(said: bytes) -> Non
     assert answer.startswith(b"F")
     assert answer[5:] in (b"request", b"receive")
     assert exit_code == 126
+
+
+def test_damaged_requests_never_make_the_launcher_touch_foreign_memory(
+    request_true: Request, tmp_path: Path
+) -> None:
+    checked = str(tmp_path / "checked-launcher")
+    flags = ["-g", "-O1", "-D_GNU_SOURCE", "-fsanitize=address,undefined"]
+    command = ["gcc", *flags, "-fno-sanitize-recover=all", "-o", checked, str(SOURCE)]
+    if subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("gcc has no sanitizers here")
+    sound = replace(request_true, argv=("/bin/true", "word")).encode()
+    chance = random.Random(20)
+    for _ in range(150):
+        damaged = bytearray(sound)
+        for _ in range(chance.randint(1, 3)):
+            damaged[chance.randrange(len(damaged))] = chance.choice((0, 1, 0x2F, 0x7F, 0xFF))
+        answer, exit_code = talk(bytes(damaged), checked)
+        # A sanitizer's finding ends it with 1, a crash with a signal.
+        assert exit_code in (0, 126, 127), (damaged, answer)
+        assert answer == b"E" or b"F" in answer[:2], (damaged, answer)
 
 
 def test_dismissed_launcher_ends_quietly() -> None:
@@ -338,6 +359,24 @@ async def test_pool_replaces_a_launcher_that_dies_parked(request_true: Request) 
     assert await run(pool, request_true) == ExitStatus(0, None)
     await until(lambda: pool.parked_count == 1)
     assert places.discarded_count == 1
+    await pool.close()
+
+
+async def test_pool_parks_again_after_no_place_could_be_made(request_true: Request) -> None:
+    failures = [OSError("no room for a group")]
+
+    def prepare() -> Nowhere:
+        if failures and pool.parked_count == 0 and opened.is_set():
+            raise failures.pop()
+        return Nowhere()
+
+    opened = asyncio.Event()
+    pool = LauncherPool(prepare, lambda _: None, parked=1, executable=launcher_path())
+    await pool.open()
+    opened.set()
+    assert await run(pool, request_true) == ExitStatus(0, None)
+    await until(lambda: not failures)
+    await until(lambda: pool.parked_count == 1)
     await pool.close()
 
 

@@ -200,6 +200,7 @@ class Cluster:
 
     def restore(
         self,
+        *,
         tasks: tuple[Task, ...],
         nodes: tuple[Node, ...],
         alerts: tuple[Alert, ...],
@@ -237,6 +238,12 @@ class Cluster:
         return capacity_bytes(
             record.node.memory_total_bytes, record.node.memory_declared_bytes, self.limits
         )
+
+    def close(self) -> None:
+        """Give all memory back to the pool."""
+        self.tails.stop()
+        self.ledger.close()
+        self.history.series.close()
 
     def check(self) -> None:
         """Assert every invariant. Cost: linear in nodes, open tasks and pool blocks."""

@@ -247,9 +247,7 @@ static int64_t reserve(mass_ledger_t *ledger, int32_t slot, int64_t bytes, int64
     const int32_t number = ledger->free_record;
     record_t *record = record_at(ledger, number);
     const int32_t next_free = record->next;
-    record->slot = slot;
-    record->reserved_bytes = 0;
-    record->used_bytes = 0;
+    record->slot = slot; /* the sizes of a free record are 0 */
     if (!change(ledger, record, bytes, 0)) {
         record->slot = NONE;
         return MASS_LEDGER_E_ARGUMENT;
@@ -469,7 +467,8 @@ static int check(const mass_ledger_t *ledger)
     int64_t unused = 0;
     for (int32_t number = ledger->free_record; number != NONE; unused++) {
         if (number < 0 || (uint32_t)number >= ledger->record_count ||
-            record_at(ledger, number)->slot != NONE || unused >= (int64_t)ledger->record_count) {
+            record_at(ledger, number)->slot != NONE || charge_of(record_at(ledger, number)) != 0 ||
+            unused >= (int64_t)ledger->record_count) {
             return 0;
         }
         number = record_at(ledger, number)->next;

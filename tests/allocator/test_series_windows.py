@@ -233,6 +233,39 @@ def test_each_level_reaches_back_as_far_as_it_says(
         assert near(ask(series, slot, seconds * SECOND_NS, now_ns), expected, 1e-3)
 
 
+@pytest.mark.parametrize(("level", "samples_kept"), [(0, 64), (1, 32), (2, 16)])
+def test_each_level_is_exact_as_far_as_its_raw_samples_reach(
+    pool: Pool, level: int, samples_kept: int
+) -> None:
+    with Series(pool, ["used"], ["used"], 1) as series:
+        slot = series.add_node()
+        samples = fill(series, slot, 777)
+        for _ in range(level):
+            series.shorten()
+        now_ns = samples[-1][0] + SECOND_NS // 2
+        window_ns = samples_kept * SECOND_NS - SECOND_NS // 2
+        expected = model(samples, now_ns - window_ns, now_ns)
+        assert near(ask(series, slot, window_ns, now_ns), expected, 1e-12)
+
+
+def test_a_value_that_holds_longer_than_the_raw_samples_reach_is_found_in_the_rows(
+    pool: Pool,
+) -> None:
+    with Series(pool, ["other", "used"], ["used"], 1) as series:
+        slot = series.add_node()
+        samples = [(START_NS, 10.0)]
+        samples += [(START_NS + number * 200 * MS, math.nan) for number in range(1, 65)]
+        samples += [(START_NS + 65 * 200 * MS, 50.0)]
+        for at_ns, value in samples:
+            series.values[1] = value
+            series.record(slot, at_ns)
+        now_ns = samples[-1][0]
+        start_ns = now_ns - 5 * SECOND_NS
+        expected = model(samples, start_ns - start_ns % SHORT_NS, now_ns)
+        assert expected.min == 10.0
+        assert near(ask(series, slot, 5 * SECOND_NS, now_ns), expected, 1e-6)
+
+
 def test_a_longer_history_after_a_shorter_one_prefers_what_was_not_forgotten(pool: Pool) -> None:
     with Series(pool, ["used"], ["used"], 1) as series:
         slot = series.add_node()

@@ -62,6 +62,14 @@ def test_a_tail_takes_room_as_it_grows_and_never_more_than_its_bound(pool: Pool)
     assert taken[-1] == TAIL_BYTES_MAX
 
 
+def test_a_tail_that_fits_its_block_exactly_takes_no_larger_one(pool: Pool) -> None:
+    tails = Tails(pool, 1)
+    tails.append(KEY, b"a" * 1000)
+    tails.append(KEY, b"b" * 24)
+    assert tails.bytes_used() == TAIL_BYTES_MIN
+    assert tails.read(KEY) == b"a" * 1000 + b"b" * 24
+
+
 def test_streams_have_tails_of_their_own(pool: Pool) -> None:
     tails = Tails(pool, 2)
     tails.append(KEY, b"out")

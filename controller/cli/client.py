@@ -32,21 +32,23 @@ from mass.v1 import (
 
 from controller.cli.address import Address
 from controller.cli.exits import ExitCode, Refused, Unreachable
+from controller.core.errors import InvalidRequest
 
 PATIENCE_SECONDS = 10.0
 CALL_SECONDS = 30.0
 DELAY_FIRST_SECONDS = 0.1
 DELAY_MAX_SECONDS = 1.0
 PAGE_SIZE_MAX = 1_000
-MESSAGE_BYTES_MAX = 64 << 20
+MESSAGE_RECEIVED_BYTES_MAX = 64 << 20
+MESSAGE_SENT_BYTES_MAX = 16 << 20  # more is not accepted by the controller
 
 CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_RECEIVED_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_SENT_BYTES_MAX),
 )
 
 EXIT_CODES = {
@@ -129,19 +131,28 @@ class Client:
         self._clock = clock
         self._sleep = sleep
         self._channel = grpc.insecure_channel(address.target, options=CHANNEL_OPTIONS)
-        self._tasks = _stub(task_pb2_grpc.TaskServiceStub, self._channel)
-        self._nodes = _stub(node_pb2_grpc.NodeServiceStub, self._channel)
-        self._alerts = _stub(alert_pb2_grpc.AlertServiceStub, self._channel)
-        self._rules = _stub(rule_pb2_grpc.RuleServiceStub, self._channel)
-        self._memory = _stub(memory_pb2_grpc.MemoryServiceStub, self._channel)
+        self._tasks = task_pb2_grpc.TaskServiceStub(self._channel)
+        self._nodes = node_pb2_grpc.NodeServiceStub(self._channel)
+        self._alerts = alert_pb2_grpc.AlertServiceStub(self._channel)
+        self._rules = rule_pb2_grpc.RuleServiceStub(self._channel)
+        self._memory = memory_pb2_grpc.MemoryServiceStub(self._channel)
 
     def close(self) -> None:
         """Close the channel; calls under way end."""
         self._channel.close()
 
     def submit(self, specs: Sequence[types_pb2.TaskSpec], user: str) -> list[str]:
-        """Submit tasks, all or none, and return their ids in the same order."""
+        """Submit tasks, all or none, and return their ids in the same order.
+
+        Raises:
+            InvalidRequest: together they are too large for one call.
+        """
         request = task_pb2.SubmitTasksRequest(request_id=uuid.uuid4().hex, tasks=specs, user=user)
+        if request.ByteSize() > MESSAGE_SENT_BYTES_MAX:
+            raise InvalidRequest(
+                f"{len(specs):,} tasks have {request.ByteSize():,} bytes; one call carries "
+                f"{MESSAGE_SENT_BYTES_MAX:,}, so split them"
+            )
         return list(self._call(self._tasks.SubmitTasks, request).ids)
 
     def task(self, task_id: str) -> types_pb2.Task:
@@ -152,7 +163,7 @@ class Client:
         return answer.task
 
     def tasks(
-        self, count_max: int, states: Sequence[types_pb2.TaskState] = ()
+        self, count_max: int, states: Sequence[types_pb2.TaskState | str] = ()
     ) -> tuple[list[types_pb2.Task], bool]:
         """Return at most count_max tasks, newest first, and whether there are more."""
         found: list[types_pb2.Task] = []
@@ -278,6 +289,7 @@ class Client:
     def _patience(self) -> Patience:
         return Patience(self._address, self._note, self._patience_seconds, self._clock, self._sleep)
 
+    # The generated services have no types, so a method and what it returns are Any.
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         patience = self._patience()
         while True:
@@ -294,11 +306,6 @@ class Client:
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
-
-
-# The services of mass.v1 are generated without types, so a stub and what it returns are Any.
-def _stub(service: Any, channel: grpc.Channel) -> Any:
-    return service(channel)
 
 
 def refusal_of(error: grpc.RpcError) -> Refused | None:
@@ -329,10 +336,7 @@ def _error_info(error: grpc.Call) -> tuple[str, dict[str, str]]:
     if not packed:
         return "", {}
     from google.protobuf.message import DecodeError
-    from google.rpc import (  # type: ignore[import-untyped]
-        error_details_pb2,
-        status_pb2,
-    )
+    from google.rpc import error_details_pb2, status_pb2
 
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()

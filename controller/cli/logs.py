@@ -13,6 +13,8 @@ from controller.cli.output import print_json
 from controller.cli.session import Session
 from controller.core.errors import InvalidRequest
 
+TAIL_BYTES_MAX = 64 << 10  # as much as the controller keeps of each output
+
 
 @dataclass(frozen=True, slots=True)
 class LogChoice:
@@ -48,8 +50,10 @@ def print_logs(session: Session, choice: LogChoice) -> None:
     """Print the output; both together go to our stdout and stderr, one alone goes to stdout.
 
     Raises:
-        InvalidRequest: following as JSON.
+        InvalidRequest: following as JSON, or a tail above 64 KiB.
     """
+    if choice.tail_bytes > TAIL_BYTES_MAX:
+        raise InvalidRequest(f"tail of {choice.tail_bytes} bytes is above the bound of 64 KiB")
     requests = choice.requests()
     if session.json:
         if choice.follow:

@@ -13,6 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
 
+from controller.core.errors import InvalidRequest
+
 # The values are JSON's: text, numbers, booleans, lists and objects of them.
 Record = dict[str, Any]
 
@@ -53,21 +55,21 @@ def alert_state(alert: types_pb2.Alert) -> str:
     return _word(types_pb2.AlertState, "ALERT_STATE_", alert.state)
 
 
-def task_states_of(words: list[str]) -> list[types_pb2.TaskState]:
-    """Return the states with these names, in any case.
+def task_states_of(words: list[str]) -> list[str]:
+    """Return the wire's names of the states with these words, in any case.
 
     Raises:
-        ValueError: not a state; the message names the word and lists all states.
+        InvalidRequest: not a state; the message names the word and lists all states.
     """
-    known = {
-        name.removeprefix("TASK_STATE_"): types_pb2.TaskState.Value(name)
-        for name in types_pb2.TaskState.keys()  # noqa: SIM118 - an enum of protobuf is no mapping
-        if name != "TASK_STATE_UNSPECIFIED"
+    names = {
+        value.name.removeprefix("TASK_STATE_"): value.name
+        for value in types_pb2.TaskState.DESCRIPTOR.values
+        if value.number != types_pb2.TASK_STATE_UNSPECIFIED
     }
     for word in words:
-        if word.upper() not in known:
-            raise ValueError(f"state '{word}' is none of {', '.join(known)}")
-    return [known[word.upper()] for word in words]
+        if word.upper() not in names:
+            raise InvalidRequest(f"state '{word}' is none of {', '.join(names)}")
+    return [names[word.upper()] for word in words]
 
 
 def task_record(task: types_pb2.Task) -> Record:

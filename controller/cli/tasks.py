@@ -46,11 +46,7 @@ def list_tasks(
     with open_session(controller, insecure, output) as session:
         from controller.cli.records import task_record, task_states_of
 
-        try:
-            states = task_states_of(state or [])
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from None
-        tasks, more = session.client.tasks(count or ALL, states)
+        tasks, more = session.client.tasks(count or ALL, task_states_of(state or []))
         if session.json:
             print_json([task_record(task) for task in tasks])
         else:

@@ -1,0 +1,418 @@
+"""Reads rule files into rules; every message names the file, the line, the rule and the key.
+
+Two shapes: YAML as Prometheus has it (groups of rules), and a Python file with one list `RULES`
+of an expression and an alert each. A Python file is read, never executed. `interval` and INTERVAL
+are checked and change nothing: rules are evaluated whenever samples arrive.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from controller.core.errors import MassError
+from controller.core.expression_text import ExpressionError, did_you_mean, duration_ns
+from controller.core.expressions import Expression, parse
+from controller.core.limits import DEFAULT_LIMITS, Limits
+from controller.core.metrics import METRIC_NAMES, WINDOWLESS_NAMES
+from controller.core.rules import Rule, RuleSet
+from controller.core.templates import template_problem
+
+GROUP_KEYS = ("name", "interval", "rules")
+RULE_KEYS = ("alert", "expr", "for", "keep_firing_for", "labels", "annotations", "placement")
+ENTRY_KEYS = ("expression", "alert")  # of a Python file
+OWN_LABELS = ("alertname", "node")  # which every alert gets
+TEXT_LENGTH_MAX = 2_000  # of one annotation; every alert carries its own copy
+ENTRIES_MAX = 32  # labels or annotations of one rule
+
+_DEFAULT_FILE = Path(__file__).with_name("default_rules.yaml")
+
+
+class RuleFileError(MassError):
+    """A rule file cannot be used; the message says where and why. Do not retry it unchanged."""
+
+    reason = "INVALID_RULES"
+
+
+def load_rules(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> RuleSet:
+    """Return the rules of all files, in the order given.
+
+    Raises:
+        RuleFileError: a file cannot be read, is too large, or says what no rule may say; an
+            alert name occurs twice; there are more than limits.rules_max rules.
+    """
+    loaded = _Loaded(limits)
+    for path in paths:
+        _read_file(Path(path), loaded)
+    return RuleSet(tuple(loaded.rules))
+
+
+def default_rules() -> RuleSet:
+    """Return the rules that hold where no file is given."""
+    return load_rules([_DEFAULT_FILE])
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """The rules read so far."""
+
+    limits: Limits
+    rules: list[Rule] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)  # alert name: FILE:LINE
+
+    def add(self, rule: Rule, place: _Place) -> None:
+        first = self.seen.get(rule.name)
+        if first is not None:
+            # An alert is known by its name and its node, so a name stands for one rule.
+            raise place.error(f"the alert name is taken by the rule at {first}")
+        if len(self.rules) >= self.limits.rules_max:
+            raise place.error(f"more than {self.limits.rules_max:,} rules")
+        self.seen[rule.name] = place.where
+        self.rules.append(rule)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in which file something stands, for messages."""
+
+    file: str
+    line: int = 0
+    path: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    def at(self, node: yaml.Node, *path: str) -> _Place:
+        return _Place(self.file, node.start_mark.line + 1, self.path + path)
+
+    def error(self, problem: str) -> RuleFileError:
+        return RuleFileError(": ".join(filter(None, (self.where, ", ".join(self.path), problem))))
+
+
+def _read_file(path: Path, loaded: _Loaded) -> None:
+    place, bytes_max = _Place(str(path)), loaded.limits.rule_file_bytes_max
+    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".py": _read_python}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise place.error("the name of a rule file ends in .yaml, .yml or .py")
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as error:
+        raise place.error(f"the file cannot be read: {error.strerror or error}") from None
+    if len(data) > bytes_max:
+        raise place.error(f"the file is larger than {bytes_max:,} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _Place(place.file, line).error("the text is not UTF-8") from None
+    if not text.strip():
+        raise place.error("the file is empty; a rule file holds at least one rule")
+    reader(text, place, loaded)
+
+
+# YAML
+
+
+def _read_yaml(text: str, place: _Place, loaded: _Loaded) -> None:
+    try:
+        # Nodes with their marks; no object is made of them. Not the C loader: it is ten times as
+        # quick, but a file of nothing but '[' overruns its stack and ends the process.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = _Place(place.file, mark.line + 1 if mark else 0)
+        raise where.error(f"this is not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise place.error(f"this is not YAML: {reason}") from None
+    except RecursionError:
+        raise place.error("the YAML nests too deep") from None
+    if root is None:
+        raise place.error("the file is empty; a rule file holds at least one rule")
+    top = _mapping(root, place.at(root), ("groups",))
+    if "groups" not in top:
+        raise place.at(root).error("the key 'groups' is missing")
+    names: set[str] = set()
+    for node in _sequence(top["groups"], place.at(top["groups"]), "groups"):
+        _read_group(node, place.at(node), names, loaded)
+
+
+def _read_group(node: yaml.Node, place: _Place, names: set[str], loaded: _Loaded) -> None:
+    keys = _mapping(node, place, GROUP_KEYS, naming=("name", "group"))
+    if "name" not in keys:
+        raise place.error("a group needs a 'name'")
+    name = _name(keys["name"], place, "name", loaded.limits)
+    place = place.at(node, f"group '{name}'")
+    if name in names:
+        raise place.error("there are two groups of this name in the file")
+    names.add(name)
+    if "interval" in keys and _duration_ns(keys["interval"], place, "interval") == 0:
+        raise place.at(keys["interval"]).error("'interval' must be longer than 0")
+    if "rules" not in keys:
+        raise place.error("the key 'rules' is missing")
+    for rule_node in _sequence(keys["rules"], place.at(keys["rules"]), "rules"):
+        _read_rule(rule_node, place, name, loaded)
+
+
+def _read_rule(node: yaml.Node, group_place: _Place, group: str, loaded: _Loaded) -> None:
+    place = group_place.at(node)
+    keys = _mapping(node, place, RULE_KEYS, naming=("alert", "rule"))
+    for key in ("alert", "expr"):
+        if key not in keys:
+            raise place.error(f"a rule needs the key '{key}'")
+    name = _name(keys["alert"], place, "alert", loaded.limits)
+    place = group_place.at(node, f"rule '{name}'")
+    labels = _labels(keys.get("labels"), place, loaded.limits)
+    rule = Rule(
+        name=name,
+        group=group,
+        expression=_expression(keys["expr"], place),
+        hold_ns=_duration_ns(keys.get("for"), place, "for"),
+        keep_firing_ns=_duration_ns(keys.get("keep_firing_for"), place, "keep_firing_for"),
+        labels=labels,
+        annotations=_annotations(keys.get("annotations"), place, labels),
+        blocks_placement=_blocks_placement(keys.get("placement"), place),
+    )
+    loaded.add(rule, place)
+
+
+def _mapping(
+    node: yaml.Node,
+    place: _Place,
+    known: Collection[str] = (),
+    naming: tuple[str, str] | None = None,
+) -> dict[str, yaml.Node]:
+    """Return the entries of a mapping; with `known`, no others are allowed.
+
+    `naming` is the key whose value names the mapping in messages, and the word before it.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        expected = f"keys ({', '.join(known)})" if known else "names and values"
+        raise place.error(f"{expected} are expected here, not {_kind(node)}")
+    if naming is not None:
+        for key, value in node.value:
+            if key.value == naming[0] and isinstance(value, yaml.ScalarNode):
+                place = place.at(node, f"{naming[1]} '{value.value[:64]}'")
+    entries: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise place.at(key).error("a key is a plain word")
+        if known and key.value not in known:
+            hint = did_you_mean(key.value, known) or f"; there are {', '.join(known)}"
+            raise place.at(key).error(f"unknown key '{key.value[:64]}'{hint}")
+        if key.value in entries:
+            raise place.at(key).error(f"the key '{key.value[:64]}' is there twice")
+        entries[key.value] = value
+    return entries
+
+
+def _sequence(node: yaml.Node, place: _Place, key: str) -> list[yaml.Node]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise place.error(f"'{key}' is a list, not {_kind(node)}")
+    if not node.value:
+        raise place.error(f"'{key}' is an empty list")
+    items: list[yaml.Node] = node.value
+    return items
+
+
+def _text(node: yaml.Node, place: _Place, key: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise place.at(node).error(f"'{key}' is a text, not {_kind(node)}")
+    value: str = node.value
+    if node.tag.endswith(":null") or not value.strip():
+        raise place.at(node).error(f"'{key}' is empty")
+    return value
+
+
+def _name(node: yaml.Node, place: _Place, key: str, limits: Limits) -> str:
+    value = _text(node, place, key)
+    problem = _name_problem(value, limits)
+    if problem:
+        raise place.at(node).error(f"'{key}' {problem}")
+    return value
+
+
+def _name_problem(name: str, limits: Limits) -> str:
+    if len(name) > limits.name_length_max:
+        return f"has {len(name):,} characters, at most {limits.name_length_max} are allowed"
+    return "" if name.isprintable() else "has characters that cannot be printed"
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return f"'{node.value[:40]}'" if node.value else "nothing"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def _duration_ns(node: yaml.Node | None, place: _Place, key: str) -> int:
+    """Return a duration; 0 where there is none."""
+    if node is None:
+        return 0
+    text = _text(node, place, key)
+    duration = 0 if text == "0" else duration_ns(text)
+    if duration is None:
+        raise place.at(node).error(
+            f"'{key}' is a duration such as 30s, 5m or 1h30m, not '{text[:40]}'"
+        )
+    return duration
+
+
+def _expression(node: yaml.Node, place: _Place) -> Expression:
+    text = _text(node, place, "expr")
+    block = isinstance(node, yaml.ScalarNode) and node.style == "|"
+    try:
+        return parse(text, METRIC_NAMES, WINDOWLESS_NAMES)
+    except ExpressionError as error:
+        # The lines of a block begin below its sign; what is folded has one line only.
+        line = node.start_mark.line + 1 + (error.line if block else 0)
+        raise _expression_error(_Place(place.file, line, place.path), "expr", error) from None
+
+
+def _expression_error(place: _Place, key: str, error: ExpressionError) -> RuleFileError:
+    return place.error(f"'{key}', column {error.column}: {error.problem}\n{error.shown}")
+
+
+def _labels(node: yaml.Node | None, place: _Place, limits: Limits) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for key, value in _entries(node, place, "labels").items():
+        text = _text(value, place, key)
+        if key in OWN_LABELS:
+            raise place.at(value).error(f"the label '{key}' is set by MASS on every alert")
+        if "{{" in text:
+            # A label that moves with the value would make a new alert of each sample.
+            raise place.at(value).error(f"the label '{key}' is fixed; templates go to annotations")
+        if len(text) > limits.name_length_max:
+            raise place.at(value).error(
+                f"the label '{key}' has {len(text):,} characters, "
+                f"at most {limits.name_length_max} are allowed"
+            )
+        labels[key] = text
+    return labels
+
+
+def _annotations(node: yaml.Node | None, place: _Place, labels: Collection[str]) -> dict[str, str]:
+    annotations: dict[str, str] = {}
+    for key, value in _entries(node, place, "annotations").items():
+        text = _text(value, place, key)
+        if len(text) > TEXT_LENGTH_MAX:
+            raise place.at(value).error(
+                f"the annotation '{key}' has {len(text):,} characters, "
+                f"at most {TEXT_LENGTH_MAX:,} are allowed"
+            )
+        problem = template_problem(text, (*labels, *OWN_LABELS))
+        if problem:
+            raise place.at(value).error(f"the annotation '{key}': {problem}")
+        annotations[key] = text
+    return annotations
+
+
+def _entries(node: yaml.Node | None, place: _Place, key: str) -> dict[str, yaml.Node]:
+    if node is None:
+        return {}
+    entries = _mapping(node, place.at(node, key))
+    if len(entries) > ENTRIES_MAX:
+        raise place.at(node).error(f"'{key}' has more than {ENTRIES_MAX} entries")
+    for name, value in entries.items():
+        if not (name.isascii() and name.isidentifier()) or len(name) > 64:
+            raise place.at(value, key).error(
+                f"'{name[:64]}' is no name; use letters, digits and _, at most 64 of them"
+            )
+    return entries
+
+
+def _blocks_placement(node: yaml.Node | None, place: _Place) -> bool:
+    if node is None:
+        return False
+    text = _text(node, place, "placement")
+    if text != "block":
+        raise place.at(node).error(f"'placement' can only be 'block', not '{text[:40]}'")
+    return True
+
+
+# Python
+
+
+def _read_python(text: str, place: _Place, loaded: _Loaded) -> None:
+    rules: ast.expr | None = None
+    for index, statement in enumerate(_statements(text, place)):
+        here = _Place(place.file, statement.lineno)
+        match statement:
+            case ast.Expr(value=ast.Constant(value=str())) if index == 0:
+                continue
+            case ast.Assign(targets=[ast.Name(id="RULES")], value=value):
+                if rules is not None:
+                    raise here.error("RULES is assigned twice")
+                rules = value
+            case ast.Assign(targets=[ast.Name(id="INTERVAL")], value=ast.Constant(value=value)):
+                if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                    raise here.error("INTERVAL is a number of seconds above 0")
+            case _:
+                raise here.error("a rule file holds only RULES = [...] and INTERVAL = seconds")
+    if rules is None:
+        raise place.error("RULES = [...] is missing")
+    if not isinstance(rules, ast.List | ast.Tuple):
+        raise _Place(place.file, rules.lineno).error("RULES is a list of {...} entries")
+    if not rules.elts:
+        raise _Place(place.file, rules.lineno).error("RULES is an empty list")
+    for number, element in enumerate(rules.elts, start=1):
+        entry_place = _Place(place.file, element.lineno, (f"rule {number}",))
+        entry = _entry(element, entry_place, loaded.limits)
+        _add_entry(entry, Path(place.file).stem, entry_place, loaded)
+
+
+def _statements(text: str, place: _Place) -> Sequence[ast.stmt]:
+    try:
+        return ast.parse(text).body
+    except SyntaxError as error:
+        where = _Place(place.file, error.lineno or 0)
+        raise where.error(f"this is not Python: {error.msg}") from None
+    except (ValueError, MemoryError, RecursionError):
+        raise place.error("this is not Python, or nests too deep") from None
+
+
+def _entry(node: ast.expr, place: _Place, limits: Limits) -> dict[str, str]:
+    """Return one {'expression': ..., 'alert': ...}."""
+    if not isinstance(node, ast.Dict):
+        raise place.error("an entry is {'expression': ..., 'alert': ...}")
+    entry: dict[str, str] = {}
+    for key_node, value_node in zip(node.keys, node.values, strict=True):
+        here = _Place(place.file, value_node.lineno, place.path)
+        key = _literal(key_node)
+        if key not in ENTRY_KEYS:
+            shown = str(key)[:64]
+            hint = did_you_mean(shown, ENTRY_KEYS) or f"; there are {', '.join(ENTRY_KEYS)}"
+            raise here.error(f"unknown key '{shown}'{hint}")
+        value = _literal(value_node)
+        if not isinstance(value, str) or not value.strip():
+            raise here.error(f"'{key}' is a text in quotes")
+        if key in entry:
+            raise here.error(f"the key '{key}' is there twice")
+        entry[str(key)] = value
+    for key in ENTRY_KEYS:
+        if key not in entry:
+            raise place.error(f"the key '{key}' is missing")
+    problem = _name_problem(entry["alert"], limits)
+    if problem:
+        raise place.error(f"'alert' {problem}")
+    return entry
+
+
+def _literal(node: ast.expr | None) -> object:
+    """Return what a plain text says, None for anything else."""
+    return ast.literal_eval(node) if isinstance(node, ast.Constant) else None
+
+
+def _add_entry(entry: dict[str, str], group: str, place: _Place, loaded: _Loaded) -> None:
+    name = entry["alert"]
+    try:
+        expression = parse(entry["expression"], METRIC_NAMES, WINDOWLESS_NAMES)
+    except ExpressionError as error:
+        raise _expression_error(place, "expression", error) from None
+    loaded.add(Rule(name, group, expression, annotations={"summary": name}), place)

@@ -82,17 +82,42 @@ static int64_t *sum_of(const mass_ledger_t *ledger, int column, int32_t slot)
 
 /* --- life --------------------------------------------------------------------------------- */
 
+static int are_bounds(uint32_t nodes_max, uint32_t reservations_max)
+{
+    return nodes_max >= 1 && nodes_max <= MASS_LEDGER_NODES_MAX && reservations_max >= 1 &&
+           reservations_max <= MASS_LEDGER_RESERVATIONS_MAX;
+}
+
+static size_t blocks_for(uint32_t reservations)
+{
+    return (reservations + MASS_LEDGER_BLOCK_RECORDS - 1) / MASS_LEDGER_BLOCK_RECORDS;
+}
+
+static size_t fixed_size(uint32_t nodes_max, uint32_t reservations_max)
+{
+    return sizeof(mass_ledger_t) + blocks_for(reservations_max) * sizeof(record_t *) +
+           nodes_max * (COLUMNS * sizeof(int64_t) + sizeof(int32_t));
+}
+
+size_t mass_ledger_size(uint32_t nodes_max, uint32_t reservations_max)
+{
+    if (!are_bounds(nodes_max, reservations_max)) {
+        return 0;
+    }
+    const size_t fixed = fixed_size(nodes_max, reservations_max);
+    /* Whole granules, as the pool counts; a block of records is a whole number of them. */
+    return (fixed + MASS_POOL_ALIGNMENT - 1) / MASS_POOL_ALIGNMENT * MASS_POOL_ALIGNMENT +
+           blocks_for(reservations_max) * MASS_LEDGER_BLOCK_RECORDS * sizeof(record_t);
+}
+
 mass_ledger_t *mass_ledger_create(mass_pool_t *pool, uint32_t nodes_max,
                                   uint32_t reservations_max)
 {
-    if (nodes_max < 1 || nodes_max > MASS_LEDGER_NODES_MAX || reservations_max < 1 ||
-        reservations_max > MASS_LEDGER_RESERVATIONS_MAX) {
+    if (!are_bounds(nodes_max, reservations_max)) {
         return NULL;
     }
-    const size_t blocks_max =
-        (reservations_max + MASS_LEDGER_BLOCK_RECORDS - 1) / MASS_LEDGER_BLOCK_RECORDS;
-    const size_t size = sizeof(mass_ledger_t) + blocks_max * sizeof(record_t *) +
-                        nodes_max * (COLUMNS * sizeof(int64_t) + sizeof(int32_t));
+    const size_t blocks_max = blocks_for(reservations_max);
+    const size_t size = fixed_size(nodes_max, reservations_max);
     mass_ledger_t *ledger = mass_pool_allocate(pool, size);
     if (ledger == NULL) {
         return NULL;

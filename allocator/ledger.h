@@ -56,6 +56,10 @@ typedef struct {
     int32_t slot;
 } mass_ledger_entry_t;
 
+/* Returns what the pool will count for a ledger with reservations_max reservations, or 0 if a
+ * maximum is out of bounds. */
+size_t mass_ledger_size(uint32_t nodes_max, uint32_t reservations_max);
+
 /* Makes a ledger without nodes. Returns NULL if the pool has no room or a maximum is out of bounds
  * (1..NODES_MAX, 1..RESERVATIONS_MAX). */
 mass_ledger_t *mass_ledger_create(mass_pool_t *pool, uint32_t nodes_max,

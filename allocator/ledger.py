@@ -98,12 +98,7 @@ class Ledger:
             ValueError: a maximum is out of bounds.
             PoolExhausted: the pool has no room for the columns.
         """
-        if not 1 <= nodes_max <= NODES_MAX:
-            raise ValueError(f"nodes_max is {nodes_max}, allowed are 1..{NODES_MAX}")
-        if not 1 <= reservations_max <= RESERVATIONS_MAX:
-            raise ValueError(
-                f"reservations_max is {reservations_max}, allowed are 1..{RESERVATIONS_MAX}"
-            )
+        _check_bounds(nodes_max, reservations_max)
         self.nodes_max = nodes_max
         self.reservations_max = reservations_max
         self._handle = pool.handle  # keeps the pool's mapping as long as the ledger and its views
@@ -294,6 +289,26 @@ class Ledger:
             raise StaleReservation(handle)
         if code != _OK:
             raise _size_error(f"reservation {handle:#x}", size_bytes)
+
+
+def ledger_bytes(nodes_max: int, reservations_max: int) -> int:
+    """Return what a ledger with reservations_max reservations takes from a pool.
+
+    Raises:
+        ValueError: a maximum is out of bounds.
+    """
+    _check_bounds(nodes_max, reservations_max)
+    size: int = lib.mass_ledger_size(nodes_max, reservations_max)
+    return size
+
+
+def _check_bounds(nodes_max: int, reservations_max: int) -> None:
+    if not 1 <= nodes_max <= NODES_MAX:
+        raise ValueError(f"nodes_max is {nodes_max}, allowed are 1..{NODES_MAX}")
+    if not 1 <= reservations_max <= RESERVATIONS_MAX:
+        raise ValueError(
+            f"reservations_max is {reservations_max}, allowed are 1..{RESERVATIONS_MAX}"
+        )
 
 
 def _size_error(thing: str, size_bytes: int) -> ValueError:

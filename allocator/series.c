@@ -112,6 +112,38 @@ static void slot_clear(mass_series_t *series, place_t place)
 
 /* --- life --------------------------------------------------------------------------------- */
 
+static size_t fixed_size(uint32_t nodes_max)
+{
+    const size_t chunks_max = (nodes_max + MASS_SERIES_CHUNK_SLOTS - 1) / MASS_SERIES_CHUNK_SLOTS;
+    return sizeof(mass_series_t) + chunks_max * sizeof(chunk_t *);
+}
+
+static size_t chunk_size(uint32_t metric_count, uint32_t length)
+{
+    return sizeof(chunk_t) + length * (metric_count * sizeof(double) + sizeof(int64_t) +
+                                       sizeof(mass_history_t *) + sizeof(int32_t));
+}
+
+static size_t granules(size_t size)
+{
+    return (size + MASS_POOL_ALIGNMENT - 1) / MASS_POOL_ALIGNMENT * MASS_POOL_ALIGNMENT;
+}
+
+size_t mass_series_size(uint32_t metric_count, uint32_t history_count, uint32_t nodes_max)
+{
+    if (metric_count < 1 || metric_count > MASS_SERIES_METRICS_MAX ||
+        history_count > metric_count || nodes_max < 1 || nodes_max > MASS_SERIES_NODES_MAX) {
+        return 0;
+    }
+    const size_t history =
+        history_count == 0 ? 0 : granules(mass_history_size(history_count, 0));
+    const size_t whole_chunks = nodes_max / MASS_SERIES_CHUNK_SLOTS;
+    const uint32_t rest = nodes_max % MASS_SERIES_CHUNK_SLOTS;
+    return granules(fixed_size(nodes_max)) + history * ((size_t)nodes_max + 1) +
+           whole_chunks * granules(chunk_size(metric_count, MASS_SERIES_CHUNK_SLOTS)) +
+           (rest > 0 ? granules(chunk_size(metric_count, rest)) : 0);
+}
+
 mass_series_t *mass_series_create(mass_pool_t *pool, uint32_t metric_count, uint64_t history_mask,
                                   uint32_t nodes_max, int64_t hold_ns)
 {
@@ -120,8 +152,7 @@ mass_series_t *mass_series_create(mass_pool_t *pool, uint32_t metric_count, uint
         (metric_count < 64 && history_mask >> metric_count != 0)) {
         return NULL;
     }
-    const size_t chunks_max = (nodes_max + MASS_SERIES_CHUNK_SLOTS - 1) / MASS_SERIES_CHUNK_SLOTS;
-    const size_t size = sizeof(mass_series_t) + chunks_max * sizeof(chunk_t *);
+    const size_t size = fixed_size(nodes_max);
     mass_series_t *series = mass_pool_allocate(pool, size);
     if (series == NULL) {
         return NULL;
@@ -175,10 +206,7 @@ static int chunk_add(mass_series_t *series)
 {
     const uint32_t left = series->nodes_max - series->chunk_count * MASS_SERIES_CHUNK_SLOTS;
     const uint32_t length = left < MASS_SERIES_CHUNK_SLOTS ? left : MASS_SERIES_CHUNK_SLOTS;
-    const size_t columns_size = (size_t)series->metric_count * length * sizeof(double);
-    chunk_t *chunk = block_allocate(series, sizeof(chunk_t) + columns_size +
-                                                length * (sizeof(int64_t) + sizeof(void *) +
-                                                          sizeof(int32_t)));
+    chunk_t *chunk = block_allocate(series, chunk_size(series->metric_count, length));
     if (chunk == NULL) {
         return 0;
     }

@@ -53,6 +53,10 @@ typedef struct {
     uint32_t level;            /* 0 keeps most, MASS_SERIES_LEVELS_MAX nothing */
 } mass_series_statistics_t;
 
+/* Returns what the pool will count for a series with nodes_max nodes at level 0, or 0 if an
+ * argument is out of bounds. */
+size_t mass_series_size(uint32_t metric_count, uint32_t history_count, uint32_t nodes_max);
+
 /* Makes a series of metric_count metrics (1..64) for at most nodes_max nodes; bit m of
  * history_mask says that metric m keeps a history; a value holds for hold_ns. Returns NULL if the
  * pool has no room or an argument is out of bounds. */

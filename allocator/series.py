@@ -354,6 +354,20 @@ class Series:
         return PoolExhausted("a node's samples")
 
 
+def series_bytes(metric_count: int, history_count: int, nodes_max: int) -> int:
+    """Return what a series of nodes_max nodes takes from a pool with unshortened histories.
+
+    Raises:
+        ValueError: a count is out of bounds.
+    """
+    if not 0 <= history_count <= metric_count:
+        raise ValueError(f"history of {history_count} metrics out of {metric_count}")
+    names = [str(place) for place in range(metric_count)]
+    _check_arguments(names, names[:history_count], nodes_max, HOLD_NS)
+    size: int = lib.mass_series_size(metric_count, history_count, nodes_max)
+    return size
+
+
 def _check_arguments(
     metrics: Sequence[str], history: Collection[str], nodes_max: int, hold_ns: int
 ) -> None:

@@ -21,6 +21,7 @@ from allocator.ledger import (
     NoRoom,
     StaleReservation,
     UnknownNode,
+    ledger_bytes,
 )
 from allocator.pool import Pool, PoolExhausted
 
@@ -230,6 +231,19 @@ def test_a_ledger_out_of_bounds_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Ledger(pool, nodes_max, reservations_max)
+
+
+@pytest.mark.parametrize(("nodes_max", "reservations_max"), [(1, 1), (7, 256), (100, 700)])
+def test_the_foretold_size_is_what_a_full_ledger_takes(
+    pool: Pool, nodes_max: int, reservations_max: int
+) -> None:
+    with Ledger(pool, nodes_max, reservations_max) as ledger:
+        ledger.set_node(0, BYTES_MAX)
+        for task in range(reservations_max):
+            ledger.reserve(0, 1, task, 1)
+        assert ledger_bytes(nodes_max, reservations_max) == pool.statistics().used_bytes
+    with pytest.raises(ValueError, match="nodes_max is 0"):
+        ledger_bytes(0, reservations_max)
 
 
 def test_a_ledger_larger_than_its_pool_is_refused(pool: Pool) -> None:

@@ -23,6 +23,7 @@ from allocator.series import (
     Series,
     UnknownSlot,
     WindowFunction,
+    series_bytes,
 )
 
 SECOND_NS = 1_000_000_000
@@ -262,6 +263,22 @@ def test_bytes_used_is_what_the_pool_counts(pool: Pool) -> None:
     assert series.bytes_used() == used_bytes(pool)
     series.close()
     assert used_bytes(pool) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric_count", "history_count", "nodes_max"),
+    [(1, 0, 1), (3, 2, 7), (20, 20, 100), (5, 1, 1024), (5, 1, 2100)],
+)
+def test_the_foretold_size_is_what_a_full_series_takes(
+    pool: Pool, metric_count: int, history_count: int, nodes_max: int
+) -> None:
+    names = [str(place) for place in range(metric_count)]
+    with Series(pool, names, names[:history_count], nodes_max) as series:
+        for _ in range(nodes_max):
+            series.add_node()
+        assert series_bytes(metric_count, history_count, nodes_max) == used_bytes(pool)
+    with pytest.raises(ValueError, match="history of 2 metrics out of 1"):
+        series_bytes(1, 2, nodes_max)
 
 
 def test_a_full_pool_refuses_a_node_until_histories_are_shortened() -> None:

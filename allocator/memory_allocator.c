@@ -103,10 +103,11 @@ const char *mass_pool_error_text(int code) {
 
 static __attribute__((noinline)) void lock_contended(mass_pool_t *pool) {
     const struct timespec nap = {0, NAP_NS};
+    atomic_fetch_add_explicit(&pool->waiting, 1, memory_order_relaxed);
     for (unsigned round = 1;; round++) {
         if (atomic_load_explicit(&pool->lock, memory_order_relaxed) == 0 &&
             atomic_exchange_explicit(&pool->lock, 1, memory_order_acquire) == 0) {
-            return;
+            break;
         }
         if (round % SPIN_ROUNDS == 0) {
             nanosleep(&nap, NULL);
@@ -115,6 +116,7 @@ static __attribute__((noinline)) void lock_contended(mass_pool_t *pool) {
         __builtin_ia32_pause();
 #endif
     }
+    atomic_fetch_sub_explicit(&pool->waiting, 1, memory_order_relaxed);
 }
 
 INTERNAL void lock(mass_pool_t *pool) {
@@ -125,6 +127,16 @@ INTERNAL void lock(mass_pool_t *pool) {
 
 INTERNAL void unlock(mass_pool_t *pool) {
     atomic_store_explicit(&pool->lock, 0, memory_order_release);
+}
+
+/* After a linear call: a thread that makes one after the other would hold the lock whenever a waiter
+ * wakes up, so it sleeps too while there are any. */
+static void unlock_after_long(mass_pool_t *pool) {
+    const struct timespec nap = {0, 2 * NAP_NS};
+    unlock(pool);
+    if (atomic_load_explicit(&pool->waiting, memory_order_relaxed) != 0) {
+        nanosleep(&nap, NULL);
+    }
 }
 
 /* ---- Allocate and free ----------------------------------------------------------------------- */
@@ -233,11 +245,11 @@ static void *move(mass_pool_t *pool, void *block, granule_t fresh, size_t keep_b
     lock(pool);
     int code = find_live(pool, block, &g);
     if (code != MASS_POOL_OK) { /* another thread freed it meanwhile: that was the mistake */
-        pool->live_count++;
         refuse_pointer(pool, code, block);
         return moved;
     }
     free_granules(pool, g, length(pool, g));
+    pool->live_count--;
     unlock(pool);
     return moved;
 }
@@ -268,6 +280,7 @@ void *mass_pool_reallocate(mass_pool_t *pool, void *block, size_t size) {
         granule_t fresh = allocate_granules(pool, count);
         if (fresh != 0) {
             pool->reallocation_count++;
+            pool->live_count++;
             note_peak(pool);
             seal(pool, fresh, count, size);
             return move(pool, block, fresh, old_bytes);
@@ -322,7 +335,7 @@ int mass_pool_walk(mass_pool_t *pool, mass_pool_visitor_t visit, void *context) 
         size_t bytes = length(pool, g) * GRANULE;
         result = visit(context, address(pool, g), bytes, is_live(pool, g));
     }
-    unlock(pool);
+    unlock_after_long(pool);
     return result;
 }
 
@@ -333,7 +346,7 @@ int mass_pool_check(mass_pool_t *pool) {
     if (code == MASS_POOL_OK) {
         code = check_lists(pool, free_count);
     }
-    unlock(pool);
+    unlock_after_long(pool);
     return code;
 }
 
@@ -447,7 +460,7 @@ void mass_pool_reset(mass_pool_t *pool) {
     lock(pool);
     memset(pool->cells - 1, 0, cell_bytes(pool->granule_count));
     make_one_block(pool);
-    unlock(pool);
+    unlock_after_long(pool);
 }
 
 /* ---- The default pool ------------------------------------------------------------------------ */

@@ -9,7 +9,7 @@
  * that fails changes nothing and says why through `mass_pool_last_error`. A pointer that is not
  * the start of a live block is refused and counted, whatever happened before; it is never believed.
  *
- * After fork the child may use the default pool; another pool only if no other thread was inside it.
+ * After fork the child may use the default pool, and another one only if no thread was inside it.
  *
  * Compiled with -DMASS_HARDENED every misuse ends in abort() with one line on stderr. Blocks
  * then carry a canary behind their last byte and freed memory is poisoned, so overruns and
@@ -57,7 +57,7 @@ typedef struct {
     size_t used_peak_bytes;        /* the highest used_bytes since create */
     size_t largest_free_bytes;     /* an allocation of this size succeeds now; at most 1/64 below
                                       the largest free block */
-    size_t live_count;             /* live blocks now */
+    size_t live_count;             /* live blocks now; one that is being moved counts twice */
     uint64_t allocation_count;     /* allocations that succeeded, aligned ones and those by
                                       reallocating NULL included */
     uint64_t reallocation_count;   /* reallocations of a block that succeeded */
@@ -102,8 +102,9 @@ void *mass_pool_reallocate(mass_pool_t *pool, void *block, size_t size);
  * E_DOUBLE_FREE (a refusal may be linear in the size of the block pointed into). */
 int mass_pool_free(mass_pool_t *pool, void *block);
 
-/* Frees every block at once; counts and peak stay. Linear in capacity / 64. Pointers into the pool become wrong ones, but
- * one may meet the start of a newer block: reset is for a time when nobody holds any. */
+/* Frees every block at once; counts and peak stay. Linear in capacity / 64. Pointers into the pool
+ * become wrong ones, but one may meet the start of a newer block: reset is for a time when nobody
+ * holds any. */
 void mass_pool_reset(mass_pool_t *pool);
 
 /* Returns how many bytes of a live block may be used (hardened: exactly those asked for), or 0 if

@@ -38,6 +38,7 @@ typedef struct __attribute__((may_alias)) {
 
 struct mass_pool {
     atomic_uint lock;             /* 1: held */
+    atomic_uint waiting;          /* threads that found it held */
     link_t key;                   /* the link to no block */
     uintptr_t origin;             /* address of granule 0, which is not memory */
     granule_t granule_count;      /* N; granules 0 and N + 1 are fences */

@@ -1,30 +1,26 @@
-"""What all tests share: the count of skips, and the list of those that CI allows."""
+"""What all tests share: the count of skips, and the list of those that CI allows.
+
+Where the environment says CI, a skip that no line of .ci/skips-allowed allows fails the run.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option by which CI names the skips it allows."""
-    parser.addoption(
-        "--skips-allowed",
-        default=None,
-        metavar="FILE",
-        help="fail when a test is skipped that no line of FILE (a part of 'id: reason') allows",
-    )
+SKIPS_ALLOWED = Path(__file__).resolve().parent.parent / ".ci" / "skips-allowed"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, exitstatus: int
 ) -> None:
     """Count what was skipped, and name what was skipped without leave."""
     skipped = [f"{r.nodeid}: {_reason(r)}" for r in terminalreporter.stats.get("skipped", [])]
     terminalreporter.write_line(f"skipped: {len(skipped)}")
-    for line in _without_leave(config, skipped):
+    for line in _without_leave(skipped):
         terminalreporter.write_line(f"skipped without leave: {line}", red=True)
 
 
@@ -34,15 +30,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if reporter is None or exitstatus != 0:
         return
     skipped = [f"{r.nodeid}: {_reason(r)}" for r in reporter.stats.get("skipped", [])]
-    if _without_leave(session.config, skipped):
+    if _without_leave(skipped):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _without_leave(config: pytest.Config, skipped: list[str]) -> list[str]:
-    path = config.getoption("--skips-allowed")
-    if path is None:
+def _without_leave(skipped: list[str]) -> list[str]:
+    """Return the skips that CI does not allow; a line allows what has it as a part."""
+    if not os.environ.get("CI"):
         return []
-    lines = (line.strip() for line in Path(path).read_text().splitlines())
+    lines = (line.strip() for line in SKIPS_ALLOWED.read_text().splitlines())
     allowed = [line for line in lines if line and not line.startswith("#")]
     return [line for line in skipped if not any(part in line for part in allowed)]
 

@@ -134,18 +134,27 @@ def _upgrade(connection: sqlite3.Connection, claim: DataDirectory) -> Upgrade:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Run all migrations that a store lacks, as one transaction."""
+    """Run all migrations that a store lacks, as one transaction.
+
+    Raises:
+        sqlite3.Error: one failed; the store is as it was.
+    """
     from alembic import command
     from alembic.config import Config
 
     engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
     # The driver's own transactions are off, and would not hold changes of the schema anyway.
     sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
-    with engine.begin() as begun:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        config.attributes["connection"] = begun
-        command.upgrade(config, "head")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        with engine.begin() as begun:
+            config.attributes["connection"] = begun
+            command.upgrade(config, "head")
+    except sa.exc.DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            raise error.orig from error
+        raise
 
 
 def _free_name(directory: Path, revision: str) -> Path:

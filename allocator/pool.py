@@ -275,9 +275,10 @@ class Pool:
         now = self.statistics()
         if code in _KINDS and size_bytes <= _SIZE_BYTES_MAX:
             return error_for(code, "a block")
+        place = f" at a multiple of {alignment_bytes}" if alignment_bytes > ALIGNMENT_BYTES else ""
         return PoolExhausted(
-            f"a block of {size_bytes} bytes: {now.used_bytes} of {now.capacity_bytes} bytes are "
-            f"used, the largest free block has {now.largest_free_bytes}"
+            f"a block of {size_bytes} bytes{place}: {now.used_bytes} of {now.capacity_bytes} bytes "
+            f"are used, the largest free block has {now.largest_free_bytes}"
         )
 
 

@@ -57,7 +57,9 @@ def test_every_short_sequence_of_calls_is_answered_rightly(arguments: str) -> No
 
 
 def test_short_sequences_touch_no_memory_outside_the_pool() -> None:
-    expect_success([build("pool_exhaustive", "address"), *"200 4 1 63 64 65 66 130".split()])
+    expect_success(
+        [build("pool_exhaustive", "address"), *["200", "4", "1", "63", "64", "65", "66", "130"]]
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "hardened", "address", "hardened-address"])

@@ -14,7 +14,6 @@ from itertools import chain
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from controller.core.model import ENDED_STATES, TaskState
 from controller.store.rows import NewRow
 from controller.store.tables import (
     TASK_PROGRESS,
@@ -31,7 +30,6 @@ from controller.store.tables import (
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 # Rows of one statement, largest first; 1,024 tasks are 21,504 values, SQLite's bound is 32,766.
 _ROWS_PER_STATEMENT = (1_024, 128, 16, 4, 1)
-_OPEN_STATES = tuple(sorted(state.value for state in set(TaskState) - ENDED_STATES))
 
 
 def compiled(statement: sa.ClauseElement) -> str:
@@ -133,7 +131,8 @@ def _ids() -> sa.Select[tuple[int]]:
 
 
 def _whole_tasks() -> sa.Select[tuple[object, ...]]:
-    return sa.select(*tasks.columns, task_specs.c.spec).join_from(
+    # Outer, so that a task without a specification is noticed as damage, not left out.
+    return sa.select(*tasks.columns, task_specs.c.spec).outerjoin_from(
         tasks, task_specs, task_specs.c.task_id == tasks.c.id
     )
 
@@ -141,10 +140,7 @@ def _whole_tasks() -> sa.Select[tuple[object, ...]]:
 @cache
 def select_open_tasks() -> str:
     """All tasks that have not ended, by id."""
-    states: list[sa.ColumnElement[str]] = [
-        sa.literal_column(f"'{state}'") for state in _OPEN_STATES
-    ]
-    return compiled(_whole_tasks().where(tasks.c.state.in_(states)).order_by(tasks.c.id))
+    return compiled(_whole_tasks().where(tasks.c.ended.is_(False)).order_by(tasks.c.id))
 
 
 @cache

@@ -54,7 +54,15 @@ tasks = sa.Table(
 )
 TASK_PROGRESS = tuple(tasks.columns)[3:]
 
-# For the open tasks at start, and for a list of one state, newest first.
+# For the open tasks at start: by this and not by their states, so that one in a state that cannot
+# be read is noticed instead of left out.
+sa.Index(
+    "tasks_open",
+    tasks.c.id,
+    sqlite_where=tasks.c.ended.is_(False),
+    postgresql_where=tasks.c.ended.is_(False),
+)
+# For a list of one state, newest first.
 sa.Index("tasks_state", tasks.c.state, tasks.c.id)
 # For pruning, oldest end first.
 sa.Index(

@@ -60,8 +60,15 @@ def _make_tasks() -> None:
         _integer("memory_requeues"),
         sa.Column("cancelled", sa.Boolean, nullable=False),
     )
-    op.create_index("tasks_state", "tasks", ["state", "id"])
     ended: sa.ColumnClause[bool] = sa.column("ended", sa.Boolean)
+    op.create_index(
+        "tasks_open",
+        "tasks",
+        ["id"],
+        sqlite_where=ended.is_(False),
+        postgresql_where=ended.is_(False),
+    )
+    op.create_index("tasks_state", "tasks", ["state", "id"])
     op.create_index(
         "tasks_ended",
         "tasks",

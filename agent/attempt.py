@@ -154,7 +154,11 @@ class LeaseLost:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """The agent ends on purpose: nothing new is started, everything is stopped."""
+    """The agent ends on purpose: everything is stopped, and what comes now is not started.
+
+    What comes is answered at the next Leaving, so that a controller that has not understood yet
+    does not send the same task again and again.
+    """
 
     grace_ns: int
 

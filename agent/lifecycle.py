@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import TypeAlias
 
 from agent.attempt import (
@@ -48,10 +49,12 @@ from agent.attempt import (
     Welcomed,
 )
 
+# A hello lists every known attempt, and a controller takes no more than this in one.
 KNOWN_MAX = 10_000
-# Refusals are reports too and wait for their acknowledgement; a controller that goes on assigning
-# without acknowledging this many is broken, and a new stream is the only cure.
-REFUSED_MAX = 10_000
+# Refusals are reports too and wait for their acknowledgement, so they have a share of their own. A
+# controller that goes on assigning beyond it, without acknowledging, is broken: a new stream is
+# the only cure.
+REFUSED_MAX = 1_000
 
 SIGKILL = 9
 
@@ -60,7 +63,7 @@ class State(Enum):
     """Where an attempt is in its life on this node. Without a record it is UNKNOWN."""
 
     UNKNOWN = "unknown"
-    WAITING = "waiting"  # an older attempt of the task still has processes here
+    WAITING = "waiting"  # an older attempt still has processes here, or the agent is leaving
     STARTING = "starting"  # Start was given, exec has not happened
     RECALLED = "recalled"  # told to stop while STARTING
     RUNNING = "running"
@@ -136,7 +139,7 @@ class Lifecycle:
 
     def recover(self, ended: Iterable[tuple[Key, Ended]]) -> None:
         """Take over ends that an earlier instance could not deliver, with new sequence numbers."""
-        for key, end in ended:
+        for key, end in islice(ended, self.known_max):
             self._add(Attempt(key, state=State.ENDED))
             self._report(key, end)
         self._commands.clear()
@@ -148,12 +151,6 @@ class Lifecycle:
     def live(self) -> tuple[Key, ...]:
         """Return the attempts that have, or are about to have, processes."""
         return tuple(key for key, a in self.attempts.items() if a.state in LIVE)
-
-    def quiet(self) -> bool:
-        """Return whether nothing runs and nothing is owed to the controller."""
-        return not self.unacknowledged and all(
-            attempt.state is State.ENDED for attempt in self.attempts.values()
-        )
 
     def check(self) -> None:
         """Assert what always holds; cost is one pass over all attempts and reports."""
@@ -167,7 +164,8 @@ class Lifecycle:
             assert key == attempt.key
             assert key in self._of_task[key[0]]
             assert (attempt.assignment is None) == (attempt.state is State.ENDED)
-            assert attempt.state is not State.WAITING or self._other(key, LIVE) is not None
+            waits = self._leaving or self._other(key, LIVE) is not None
+            assert attempt.state is not State.WAITING or waits
 
     # What happens in the cells of TABLE.
 
@@ -180,7 +178,7 @@ class Lifecycle:
         key, assignment = attempt.key, event.assignment
         if any(other[1] > key[1] for other in self._of_task.get(key[0], ())):
             return  # an older attempt than one already known here: the attempt number fences
-        if len(self.attempts) >= self.known_max + REFUSED_MAX:
+        if len(self.attempts) >= self.known_max:
             self._commands.append(
                 Disconnect(f"{len(self.attempts)} attempts wait for their acknowledgement")
             )
@@ -188,17 +186,15 @@ class Lifecycle:
         self._add(attempt)
         attempt.assignment = assignment
         if error := event.error or self._refusal():
-            attempt.stopped = self._leaving
             self._end_unstarted(attempt, error)
             return
         if (waiting := self._other(key, {State.WAITING})) is not None:
             self._remove(waiting)
+        attempt.state = State.WAITING
         if (older := self._other(key, LIVE)) is not None:
-            attempt.state = State.WAITING
             self._forget(older)
         else:
-            attempt.state = State.STARTING
-            self._commands.append(Start(key, assignment))
+            self._start_waiting(key[0])
 
     def run(self, attempt: Attempt, event: Keyed) -> None:
         """Report the start and begin to count the time limit."""
@@ -312,10 +308,9 @@ class Lifecycle:
         self._of_task.setdefault(attempt.key[0], []).append(attempt.key)
 
     def _refusal(self) -> str:
-        if self._leaving:
-            return "the agent is ending"
-        if len(self.attempts) > self.known_max:
-            return f"the agent already knows {self.known_max} attempts, the most it keeps"
+        accepted_max = self.known_max - REFUSED_MAX
+        if len(self.attempts) > accepted_max:
+            return f"the agent already knows {accepted_max} attempts, the most it takes"
         return ""
 
     def _other(self, key: Key, states: Collection[State]) -> Key | None:
@@ -342,6 +337,8 @@ class Lifecycle:
         self._start_waiting(attempt.key[0])
 
     def _start_waiting(self, task_id: int) -> None:
+        if self._leaving:
+            return  # held back until the agent has left: an answer now would bring it back at once
         for key in self._of_task.get(task_id, ()):
             attempt = self.attempts[key]
             if attempt.state is State.WAITING and self._other(key, LIVE) is None:

@@ -1,0 +1,240 @@
+"""Carries out what the lifecycle asks for: starts, signals, timers, and reports made durable.
+
+Owns the attempts of this agent while they live. The rule kept: every command of the lifecycle is
+carried out in order, in the turn of the loop that made it; only waiting for exec takes longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from agent.attempt import (
+    Arm,
+    Assignment,
+    Command,
+    Disarm,
+    Disconnect,
+    Ended,
+    Event,
+    Exited,
+    Forgotten,
+    GraceOver,
+    Key,
+    Kill,
+    Outcome,
+    ReportReady,
+    Start,
+    StartFailed,
+    StartSucceeded,
+    Terminate,
+    TimeLimitReached,
+    Timer,
+)
+from agent.follower import Follower
+from agent.lifecycle import Lifecycle
+from agent.runner import Exit, Launch, StartError
+from agent.spool import Spool
+
+LOG = logging.getLogger(__name__)
+
+# Each start without a parked launcher costs a process and 20 ms; the rest wait in order.
+STARTS_AT_ONCE_MAX = 32
+# A task gets these variables of the agent and no other: what else an administrator's shell held
+# is no part of what was submitted.
+INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TMPDIR", "TZ")
+PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Runs(Protocol):
+    """What runs processes; agent.runner.Runner outside of tests."""
+
+    async def open(self) -> None:
+        """Make ready; attempts can be started from here on."""
+
+    async def close(self) -> None:
+        """Kill every attempt, tell their ends, let go of everything."""
+
+    async def start(self, launch: Launch) -> int:
+        """Return the pid after exec. Raises StartError."""
+
+    def terminate(self, key: Key) -> None:
+        """SIGTERM to the attempt's tree."""
+
+    def kill(self, key: Key) -> None:
+        """SIGKILL to the attempt's tree until it is empty."""
+
+    def usage(self) -> dict[Key, int]:
+        """Return memory_used_bytes of every running attempt."""
+
+    def running(self) -> frozenset[Key]:
+        """Return the attempts whose end has not been told."""
+
+
+class Attempts:
+    """The attempts of this agent; `changed` is called when there is something to send."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        spool: Spool,
+        follower: Follower,
+        make_runner: Callable[[Callable[[Exit], None]], Runs],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Take over the ends that an earlier life could not deliver."""
+        self.lifecycle = Lifecycle()
+        self.follower = follower
+        self.changed: Callable[[], None] = _ignore
+        self.disconnect: Callable[[str], None] = _ignore_reason
+        self.oom_kills = 0
+        self._spool = spool
+        self._node_id = node_id
+        self._environment = task_environment(environment)
+        self._timers: dict[Key, dict[Timer, asyncio.TimerHandle]] = {}
+        self._starting: set[asyncio.Task[None]] = set()
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
+        self.runner = make_runner(self.on_exit)
+        recovered = spool.load()
+        self.lifecycle.recover(recovered)
+        if recovered:
+            LOG.info("undelivered ends of an earlier agent count=%d", len(recovered))
+
+    def handle(self, event: Event) -> None:
+        """Let something happen and carry out what follows from it."""
+        for command in self.lifecycle.handle(event, time.time_ns()):
+            self._carry_out(command)
+
+    def on_exit(self, exit_: Exit) -> None:
+        """Take the end of an attempt from the runner."""
+        if exit_.oom_kill_count:
+            self.oom_kills += exit_.oom_kill_count
+            LOG.warning(
+                "memory limit hit task=%d attempt=%d oom_kills=%d limit_bytes=%s",
+                *exit_.key, exit_.oom_kill_count, exit_.memory_limit_bytes,
+            )  # fmt: skip
+        outcome = Outcome(
+            exit_code=exit_.exit_code,
+            signal=exit_.signal,
+            memory_peak_bytes=exit_.memory_peak_bytes,
+            oom_kill_count=exit_.oom_kill_count,
+            started_at_ns=exit_.started_at_ns,
+            ended_at_ns=exit_.ended_at_ns,
+        )
+        self.handle(Exited(exit_.key, outcome))
+
+    async def close(self) -> None:
+        """Drop timers and wait for starts that are under way; the runner is closed before."""
+        for key in tuple(self._timers):
+            self._disarm(key)
+        if self._starting:
+            await asyncio.wait(self._starting)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case ReportReady(report):
+                if isinstance(report.event, Ended):
+                    self._save_end(report.key, report.event)
+                self.changed()
+            case Start(key, assignment):
+                task = asyncio.get_running_loop().create_task(self._start(key, assignment))
+                self._starting.add(task)
+                task.add_done_callback(self._starting.discard)
+            case Terminate(key):
+                self.runner.terminate(key)
+            case Kill(key):
+                self.runner.kill(key)
+            case Arm(key, timer, delay_ns):
+                self._arm(key, timer, delay_ns)
+            case Disarm(key):
+                self._disarm(key)
+            case Forgotten(key):
+                self.follower.end(key)
+                self._spool.remove(key)
+            case Disconnect(reason):
+                self.disconnect(reason)
+
+    async def _start(self, key: Key, assignment: Assignment) -> None:
+        try:
+            async with self._starts:
+                directory, stdout_path, stderr_path = self.follower.begin(key)
+                started_at_ns = time.time_ns()
+                pid = await self.runner.start(
+                    Launch(
+                        key=key,
+                        argv=assignment.command,
+                        environment=self._variables(assignment),
+                        working_directory=assignment.working_directory or directory,
+                        stdout_path=stdout_path,
+                        stderr_path=stderr_path,
+                        memory_limit_bytes=assignment.memory_limit_bytes,
+                        cpus=assignment.cpus,
+                    )
+                )
+        except (StartError, OSError) as error:
+            self.follower.end(key)
+            LOG.info("start failed task=%d attempt=%d reason=%s", *key, error)
+            self.handle(StartFailed(key, str(error)))
+            return
+        self.handle(StartSucceeded(key, pid, started_at_ns))
+
+    def _variables(self, assignment: Assignment) -> dict[str, str]:
+        task_id, attempt = assignment.key
+        return {
+            **self._environment,
+            **assignment.environment,
+            "MASS_TASK_ID": str(task_id),
+            "MASS_ATTEMPT": str(attempt),
+            "MASS_NODE": self._node_id,
+            "MASS_MEM_LIMIT_BYTES": str(assignment.memory_limit_bytes or 0),
+            "MASS_MEM_REQUEST_BYTES": str(assignment.memory_request_bytes),
+            "MASS_CPUS": f"{assignment.cpus:g}",
+        }
+
+    def _save_end(self, key: Key, ended: Ended) -> None:
+        self.follower.end(key)
+        try:
+            self._spool.save(key, ended)
+        except OSError as error:
+            # The report is still sent; only a crash before its acknowledgement would lose it, and
+            # then the controller finds the attempt missing and runs the task again.
+            LOG.error("end not kept on disk task=%d attempt=%d reason=%s", *key, error)
+
+    def _arm(self, key: Key, timer: Timer, delay_ns: int) -> None:
+        loop = asyncio.get_running_loop()
+        timers = self._timers.setdefault(key, {})
+        deadline = loop.time() + delay_ns / 1e9
+        if (armed := timers.get(timer)) is not None:
+            if armed.when() <= deadline:
+                return
+            armed.cancel()
+        event = TimeLimitReached(key) if timer is Timer.TIME_LIMIT else GraceOver(key)
+        timers[timer] = loop.call_at(deadline, self._fire, key, timer, event)
+
+    def _fire(self, key: Key, timer: Timer, event: Event) -> None:
+        timers = self._timers.get(key, {})
+        timers.pop(timer, None)
+        LOG.info("%s over task=%d attempt=%d", timer.value, *key)
+        self.handle(event)
+
+    def _disarm(self, key: Key) -> None:
+        for handle in self._timers.pop(key, {}).values():
+            handle.cancel()
+
+
+def task_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the agent's share of a task's environment."""
+    kept = {name: environment[name] for name in INHERITED_VARIABLES if name in environment}
+    return {"PATH": PATH_DEFAULT, "HOME": "/", **kept}
+
+
+def _ignore() -> None:
+    """Nobody listens yet."""
+
+
+def _ignore_reason(reason: str) -> None:
+    """Nobody listens yet."""

@@ -1,0 +1,214 @@
+"""Follows the output files of attempts: what is new, how they end, what a reader asks for.
+
+Owns how far each output was shown to the controller, and which old files are kept. The rules kept:
+a slow connection skips to the newest output and never queues it; files are trimmed to their bound;
+files of ended attempts are kept for the newest ATTEMPTS_KEPT of them, other things that a task left
+in its directory always.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from mass.v1 import agent_pb2
+
+from agent import wire
+from agent.attempt import Key
+from agent.output import OutputFile, attempt_paths
+
+LOG = logging.getLogger(__name__)
+
+ATTEMPTS_KEPT = 1_000
+STREAMS = (wire.STDOUT, wire.STDERR)
+
+
+class Followed:
+    """One output of a running attempt."""
+
+    __slots__ = ("file", "path", "sent_offset", "size_bytes")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file: OutputFile | None = None  # made at the first byte: most outputs stay empty
+        self.size_bytes = 0  # at the last look
+        self.sent_offset = 0
+
+    def opened(self) -> OutputFile:
+        """Return the file, made at the first need."""
+        if self.file is None:
+            self.file = OutputFile(self.path)
+        return self.file
+
+
+class Follower:
+    """The outputs below one work directory."""
+
+    def __init__(self, work_dir: Path, *, attempts_kept: int = ATTEMPTS_KEPT) -> None:
+        """Look for what earlier agents left, the oldest first."""
+        self._work_dir = str(work_dir)
+        self._running: dict[tuple[Key, int], Followed] = {}
+        self._attempts_kept = attempts_kept
+        self._ended: OrderedDict[Key, None] = OrderedDict.fromkeys(_left(work_dir / "tasks"))
+        self._forget_oldest()
+
+    def begin(self, key: Key) -> tuple[str, str, str]:
+        """Make an attempt's directory; return it and the paths of both outputs.
+
+        Raises:
+            OSError: the directory cannot be made.
+        """
+        paths = attempt_paths(self._work_dir, *key)
+        directory = os.path.dirname(paths.stdout)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        self._running[key, wire.STDOUT] = Followed(paths.stdout)
+        self._running[key, wire.STDERR] = Followed(paths.stderr)
+        return directory, paths.stdout, paths.stderr
+
+    def end(self, key: Key) -> None:
+        """Stop following; the files stay until newer ended attempts push them out."""
+        for stream in STREAMS:
+            if self._running.pop((key, stream), None) is None:
+                return
+        self._ended[key] = None
+        self._forget_oldest()
+
+    def look(self) -> list[tuple[Key, int]]:
+        """Trim what has grown, and return the outputs that have something new.
+
+        Costs one stat per output of a running attempt.
+        """
+        grown = []
+        for (key, stream), followed in self._running.items():
+            size_bytes = _size_bytes(followed.path)
+            if size_bytes == followed.size_bytes:
+                continue
+            try:
+                trimmed = followed.opened().trim()
+            except OSError as error:
+                LOG.warning("output not trimmed file=%s reason=%s", followed.path, error)
+                trimmed = 0
+            followed.size_bytes = _size_bytes(followed.path) if trimmed else size_bytes
+            grown.append((key, stream))
+        return grown
+
+    def chunk(self, key: Key, stream: int) -> agent_pb2.AgentMessage | None:
+        """Return what is new of one output, at most 64 KiB and the newest; None for nothing."""
+        followed = self._running.get((key, stream))
+        if followed is None:
+            return None
+        try:
+            file = followed.opened()
+            start = max(followed.sent_offset, file.total_bytes - wire.TAIL_BYTES_MAX)
+            piece = file.read(start, wire.TAIL_BYTES_MAX)
+        except OSError as error:
+            LOG.warning("output not read file=%s reason=%s", followed.path, error)
+            return None
+        if not piece.data:
+            return None
+        followed.sent_offset = piece.next_offset
+        return agent_pb2.AgentMessage(
+            output=agent_pb2.OutputChunk(
+                task_id=key[0],
+                attempt=key[1],
+                stream=_stream(stream),
+                offset_bytes=piece.offset,
+                data=piece.data,
+            )
+        )
+
+    def tail(self, key: Key, stream: int) -> bytes:
+        """Return the last 64 KiB of one output; empty where there is none, or it cannot be read."""
+        path = self._path(key, stream)
+        if _size_bytes(path) == 0:
+            return b""
+        try:
+            return OutputFile(path).tail(wire.TAIL_BYTES_MAX).data
+        except OSError as error:
+            LOG.warning("output not read file=%s reason=%s", path, error)
+            return b""
+
+    def answer(self, request: agent_pb2.ReadLog) -> agent_pb2.AgentMessage:
+        """Return the part of an output that was asked for, or why there is none."""
+        key = (request.task_id, request.attempt)
+        stream = request.stream or wire.STDOUT
+        answer = agent_pb2.LogChunk(request_id=request.request_id)
+        path = self._path(key, stream)
+        followed = self._running.get((key, stream))
+        limit = min(request.length_bytes, wire.LOG_BYTES_MAX) or wire.LOG_BYTES_DEFAULT
+        if stream not in STREAMS:
+            answer.error = f"output stream {request.stream} is unknown"
+        elif limit < 0 or request.offset_bytes < -1:
+            answer.error = f"offset {request.offset_bytes} length {request.length_bytes} cannot be"
+        elif followed is None and not os.path.exists(path):
+            answer.error = f"this node keeps no output of task {key[0]} attempt {key[1]}"
+        else:
+            self._read_into(answer, request.offset_bytes, limit, followed or Followed(path))
+            answer.end = answer.end and followed is None
+        return agent_pb2.AgentMessage(log=answer)
+
+    def _read_into(
+        self, answer: agent_pb2.LogChunk, offset: int, limit: int, followed: Followed
+    ) -> None:
+        try:
+            file = followed.opened()
+            total_bytes = file.total_bytes
+            piece = file.tail(limit) if offset == -1 else file.read(offset, limit)
+        except OSError as error:
+            answer.error = f"{followed.path}: {error.strerror}"
+            return
+        answer.offset_bytes = piece.offset
+        answer.data = piece.data
+        answer.end = piece.next_offset >= total_bytes
+
+    def _path(self, key: Key, stream: int) -> str:
+        paths = attempt_paths(self._work_dir, *key)
+        return paths.stderr if stream == wire.STDERR else paths.stdout
+
+    def _forget_oldest(self) -> None:
+        while len(self._ended) > self._attempts_kept:
+            key, _ = self._ended.popitem(last=False)
+            paths = attempt_paths(self._work_dir, *key)
+            _remove(paths.stdout, paths.stderr)
+
+
+def _stream(stream: int) -> str:
+    return "OUTPUT_STREAM_STDERR" if stream == wire.STDERR else "OUTPUT_STREAM_STDOUT"
+
+
+def _size_bytes(path: str) -> int:
+    try:
+        return os.stat(path, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(*paths: str) -> None:
+    """Remove output files, then their directories where a task left nothing else in them."""
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            LOG.warning("output not removed file=%s reason=%s", path, error.strerror)
+            return
+    directory = os.path.dirname(paths[0])
+    for emptied in (directory, os.path.dirname(directory)):
+        try:
+            os.rmdir(emptied)
+        except OSError:
+            return  # not empty: a task's own files, or another attempt
+
+
+def _left(tasks: Path) -> Iterable[Key]:
+    """Return the attempts that have a directory, the least recently changed first."""
+    found = []
+    for directory in tasks.glob("*/*"):
+        task_id, attempt = directory.parent.name, directory.name
+        if task_id.isdigit() and attempt.isdigit():
+            found.append((directory.stat().st_mtime_ns, (int(task_id), int(attempt))))
+    return [key for _, key in sorted(found)]

@@ -1,0 +1,185 @@
+"""Wires the agent together: the `mass-agent` command.
+
+Owns the process: settings, signals, and the order of start and end. The rule kept: tasks never
+outlive the agent, and an end that the controller has not saved is on disk before the agent ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import allocator
+from agent.attempt import Leaving
+from agent.attempts import Attempts
+from agent.config import SettingRefused, Settings, parse_settings
+from agent.connection import AgentRefused, Connection
+from agent.enforce import EnforcementError, detect
+from agent.follower import Follower
+from agent.memory import MemoryUnreadable
+from agent.outbox import Outbox
+from agent.runner import Runner
+from agent.sampler import Sampler, boot_id, machine_id, usable_cpus
+from agent.spool import Spool, WorkDirRefused
+from agent.wire import Identity
+from allocator.launcher import LauncherError
+
+LOG = logging.getLogger("agent")
+
+EXIT_OK = 0
+EXIT_MACHINE = 1  # this machine cannot run tasks
+EXIT_REFUSED = 2  # a setting, or the controller, refuses this agent
+LEAVE_GRACE_NS = 10_000_000_000
+LEAVE_SECONDS_MAX = 15.0  # the grace, then time for SIGKILL and the last acknowledgements
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent until a signal ends it; return the exit code."""
+    if not __debug__:
+        return _refuse("asserts are part of MASS: do not run Python with -O", EXIT_REFUSED)
+    if stranger := _stranger():
+        return _refuse(stranger, EXIT_REFUSED)
+    try:
+        settings = parse_settings(sys.argv[1:] if argv is None else argv, os.environ)
+    except SettingRefused as error:
+        return _refuse(str(error), EXIT_REFUSED)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        asyncio.run(run_agent(settings))
+    except (AgentRefused, WorkDirRefused) as error:
+        return _refuse(str(error), EXIT_REFUSED)
+    except (EnforcementError, LauncherError, MemoryUnreadable) as error:
+        return _refuse(str(error), EXIT_MACHINE)
+    return EXIT_OK
+
+
+async def run_agent(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        AgentRefused: the controller never takes this agent. WorkDirRefused: another agent has the
+            work directory. EnforcementError, LauncherError, MemoryUnreadable: this machine cannot
+            run tasks.
+    """
+    with contextlib.ExitStack() as closing:
+        spool = Spool(settings.work_dir)
+        closing.callback(spool.close)
+        sampler = Sampler(settings.work_dir)
+        closing.callback(sampler.close)
+        detection = detect(settings.name)
+        for way, reason in detection.refused.items():
+            LOG.info("enforcement not available way=%s reason=%r", way, reason)
+        attempts = Attempts(
+            node_id=settings.name,
+            spool=spool,
+            follower=Follower(settings.work_dir),
+            make_runner=lambda on_exit: Runner(detection.enforcement, on_exit=on_exit),
+            environment=os.environ,
+        )
+        runner = attempts.runner
+        await runner.open()
+        try:
+            capabilities = tuple(
+                word
+                for word, can in sorted(detection.enforcement.describe().items())
+                if can is True
+            )
+            identity = _identity(settings, sampler, detection.enforcement.name, capabilities)
+            outbox = Outbox(attempts, sampler, sample_interval_ns=settings.sample_interval_ns)
+            connection = Connection(settings.controller, identity, attempts, outbox)
+            await _run_until_signal(connection, attempts)
+        finally:
+            await runner.close()
+            await attempts.close()
+
+
+async def _run_until_signal(connection: Connection, attempts: Attempts) -> None:
+    """Serve until a signal, then leave in good order; a second signal leaves out the grace."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def ask() -> None:
+        if asked.is_set():
+            attempts.handle(Leaving(0))
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask)
+    serving = asyncio.create_task(connection.run())
+    asking = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait({serving, asking}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            return
+        LOG.info("leaving attempts=%d", len(attempts.lifecycle.live()))
+        await connection.leave("the agent was told to end", LEAVE_GRACE_NS, LEAVE_SECONDS_MAX)
+    finally:
+        for task in (serving, asking):
+            task.cancel()
+        await asyncio.wait({serving, asking})
+
+
+def _identity(
+    settings: Settings, sampler: Sampler, enforcement: str, capabilities: tuple[str, ...]
+) -> Identity:
+    total_bytes = sampler.memory().total_bytes
+    capacity_bytes = settings.memory_capacity_bytes or 0
+    if capacity_bytes > total_bytes:
+        LOG.warning(
+            "--memory is above the machine's memory capacity_bytes=%d total_bytes=%d",
+            capacity_bytes,
+            total_bytes,
+        )
+    return Identity(
+        node_id=settings.name,
+        instance_id=uuid.uuid4().hex,
+        machine_id=machine_id() or f"of-{settings.name}",
+        boot_id=boot_id() or "unknown",
+        agent_version=_version(),
+        memory_total_bytes=total_bytes,
+        memory_capacity_bytes=capacity_bytes,
+        cpus=settings.cpus if settings.cpus is not None else usable_cpus(),
+        enforcement=enforcement,
+        capabilities=capabilities,
+    )
+
+
+def _version() -> str:
+    try:
+        return version("mass-scheduler")
+    except PackageNotFoundError:
+        return "0+unpacked"  # run from a source tree that is not installed
+
+
+def _stranger() -> str:
+    """Return a sentence when another distribution's package stands in the place of ours."""
+    ours = Path(__file__).resolve().parent.parent
+    found = [Path(path).resolve().parent for path in allocator.__path__]
+    if ours in found:
+        return ""
+    return (
+        f"the package 'allocator' comes from {found[0]}, not from {ours}: "
+        "install MASS into an environment of its own"
+    )
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"mass-agent: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,6 +85,7 @@ class Attempt:
     grace_ns: int = 0  # of the stop that recalled it while it was starting
     timed_out: bool = False
     stopped: bool = False
+    end_sequence: int = 0  # of the report of its end, 0 while there is none
     unwanted: bool = False  # forgotten by the controller: end it without a report
 
 
@@ -141,7 +142,7 @@ class Lifecycle:
         """Take over ends that an earlier instance could not deliver, with new sequence numbers."""
         for key, end in islice(ended, self.known_max):
             self._add(Attempt(key, state=State.ENDED))
-            self._report(key, end)
+            self._report_end(self.attempts[key], end)
         self._commands.clear()
 
     def known(self) -> tuple[tuple[Key, bool], ...]:
@@ -277,7 +278,8 @@ class Lifecycle:
             return
         while self.unacknowledged and self.unacknowledged[0].sequence <= sequence:
             report = self.unacknowledged.popleft()
-            if isinstance(report.event, Ended):
+            attempt = self.attempts.get(report.key)
+            if attempt is not None and attempt.end_sequence == report.sequence:
                 self._remove(report.key)
 
     def _forget(self, key: Key) -> None:
@@ -333,7 +335,7 @@ class Lifecycle:
         if attempt.unwanted:
             self._remove(attempt.key)
         else:
-            self._report(attempt.key, end)
+            self._report_end(attempt, end)
         self._start_waiting(attempt.key[0])
 
     def _start_waiting(self, task_id: int) -> None:
@@ -360,6 +362,10 @@ class Lifecycle:
         report = Report(self._sequence, key, event)
         self.unacknowledged.append(report)
         self._commands.append(ReportReady(report))
+
+    def _report_end(self, attempt: Attempt, end: Ended) -> None:
+        self._report(attempt.key, end)
+        attempt.end_sequence = self._sequence
 
     def _stop(self, attempt: Attempt, grace_ns: int) -> None:
         if grace_ns == 0:

@@ -1,0 +1,368 @@
+"""The life of attempts as a table: every cell is decided, and stories through it."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+
+from agent.attempt import (
+    Acknowledged,
+    Arm,
+    Assigned,
+    Assignment,
+    Command,
+    Disarm,
+    Disconnect,
+    Ended,
+    Event,
+    Exited,
+    Forgotten,
+    GraceOver,
+    Key,
+    Kill,
+    LeaseLost,
+    Leaving,
+    OomCause,
+    Outcome,
+    Report,
+    ReportReady,
+    Start,
+    Started,
+    StartFailed,
+    StartSucceeded,
+    StopAsked,
+    Terminate,
+    TimeLimitReached,
+    Timer,
+    Welcomed,
+)
+from agent.lifecycle import (
+    KEYED_EVENTS,
+    LIVE,
+    REFUSED_MAX,
+    TABLE,
+    Keyed,
+    Lifecycle,
+    State,
+    oom_cause,
+)
+
+KEY: Key = (7, 2)
+OTHER: Key = (7, 1)
+GRACE_NS = 5
+LIMIT_NS = 60
+DONE = Outcome(exit_code=0, started_at_ns=1, ended_at_ns=2)
+
+
+def assigned(key: Key = KEY, time_limit_ns: int | None = LIMIT_NS) -> Assigned:
+    return Assigned(Assignment(key, ("true",), time_limit_ns=time_limit_ns, grace_ns=GRACE_NS))
+
+
+EVENTS: dict[type[Keyed], Keyed] = {
+    Assigned: assigned(),
+    StartSucceeded: StartSucceeded(KEY, 10, 1),
+    StartFailed: StartFailed(KEY, "exec: no such file"),
+    Exited: Exited(KEY, DONE),
+    StopAsked: StopAsked(KEY, GRACE_NS),
+    TimeLimitReached: TimeLimitReached(KEY),
+    GraceOver: GraceOver(KEY),
+}
+WAY: dict[State, tuple[Event, ...]] = {
+    State.UNKNOWN: (),
+    State.WAITING: (assigned(OTHER), StartSucceeded(OTHER, 9, 1), assigned()),
+    State.STARTING: (assigned(),),
+    State.RECALLED: (assigned(), StopAsked(KEY, GRACE_NS)),
+    State.RUNNING: (assigned(), StartSucceeded(KEY, 10, 1)),
+    State.STOPPING: (assigned(), StartSucceeded(KEY, 10, 1), StopAsked(KEY, GRACE_NS)),
+    State.KILLING: (assigned(), StartSucceeded(KEY, 10, 1), StopAsked(KEY, 0)),
+    State.ENDED: (assigned(), StartSucceeded(KEY, 10, 1), Exited(KEY, DONE)),
+}
+# The state after each cell; what is not listed leaves the state as it is.
+AFTER: dict[tuple[State, type[Keyed]], State] = {
+    (State.UNKNOWN, Assigned): State.STARTING,
+    (State.WAITING, StopAsked): State.ENDED,
+    (State.STARTING, StartSucceeded): State.RUNNING,
+    (State.STARTING, StartFailed): State.ENDED,
+    (State.STARTING, Exited): State.ENDED,
+    (State.STARTING, StopAsked): State.RECALLED,
+    (State.RECALLED, StartSucceeded): State.STOPPING,
+    (State.RECALLED, StartFailed): State.ENDED,
+    (State.RECALLED, Exited): State.ENDED,
+    (State.RUNNING, Exited): State.ENDED,
+    (State.RUNNING, StopAsked): State.STOPPING,
+    (State.RUNNING, TimeLimitReached): State.STOPPING,
+    (State.STOPPING, Exited): State.ENDED,
+    (State.STOPPING, GraceOver): State.KILLING,
+    (State.KILLING, Exited): State.ENDED,
+}
+
+
+def lifecycle_in(state: State) -> Lifecycle:
+    lifecycle = Lifecycle()
+    feed(lifecycle, *WAY[state])
+    assert state_of(lifecycle) is state
+    return lifecycle
+
+
+def state_of(lifecycle: Lifecycle, key: Key = KEY) -> State:
+    attempt = lifecycle.attempts.get(key)
+    return State.UNKNOWN if attempt is None else attempt.state
+
+
+def feed(lifecycle: Lifecycle, *events: Event) -> tuple[Command, ...]:
+    """Return what the last event asked for."""
+    commands: tuple[Command, ...] = ()
+    for event in events:
+        commands = lifecycle.handle(event, 1_000)
+        lifecycle.check()
+    return commands
+
+
+def ended(lifecycle: Lifecycle, key: Key = KEY) -> Ended:
+    """Return the one end that is reported of an attempt."""
+    ends = [
+        r.event for r in lifecycle.unacknowledged if r.key == key and isinstance(r.event, Ended)
+    ]
+    assert len(ends) == 1
+    return ends[0]
+
+
+def test_every_cell_of_the_table_is_decided() -> None:
+    assert set(TABLE) == set(product(State, KEYED_EVENTS))
+    assert set(EVENTS) == set(KEYED_EVENTS)
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(State, KEYED_EVENTS)), ids=str)
+def test_each_cell_leads_to_its_state(state: State, event: type[Keyed]) -> None:
+    lifecycle = lifecycle_in(state)
+    commands = feed(lifecycle, EVENTS[event])
+    assert state_of(lifecycle) is AFTER.get((state, event), state)
+    if (state, event) not in AFTER and (state, event) != (State.STOPPING, StopAsked):
+        assert commands == ()
+
+
+def test_a_task_runs_and_is_reported() -> None:
+    lifecycle = Lifecycle()
+    assignment = assigned().assignment
+    assert feed(lifecycle, assigned()) == (Start(KEY, assignment),)
+    started = Report(1, KEY, Started(10, 1))
+    assert feed(lifecycle, StartSucceeded(KEY, 10, 1)) == (
+        ReportReady(started),
+        Arm(KEY, Timer.TIME_LIMIT, LIMIT_NS),
+    )
+    end = Report(2, KEY, Ended(DONE, OomCause.UNSPECIFIED, timed_out=False, stopped=False))
+    assert feed(lifecycle, Exited(KEY, DONE)) == (Disarm(KEY), ReportReady(end))
+    assert feed(lifecycle, Acknowledged(1)) == ()
+    assert feed(lifecycle, Acknowledged(2)) == (Forgotten(KEY),)
+    assert lifecycle.known() == ()
+
+
+def test_an_assignment_that_is_known_changes_nothing() -> None:
+    for state in State:
+        if state is not State.UNKNOWN:
+            assert feed(lifecycle_in(state), assigned()) == ()
+
+
+def test_a_stop_sends_sigterm_then_sigkill_after_the_grace() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    assert feed(lifecycle, StopAsked(KEY, 3)) == (
+        Disarm(KEY),
+        Terminate(KEY),
+        Arm(KEY, Timer.GRACE, 3),
+    )
+    assert feed(lifecycle, GraceOver(KEY)) == (Disarm(KEY), Kill(KEY))
+    feed(lifecycle, Exited(KEY, Outcome(signal=9)))
+    assert ended(lifecycle).stopped
+    assert not ended(lifecycle).timed_out
+
+
+def test_a_stop_before_exec_waits_for_it_and_the_shorter_grace_holds() -> None:
+    lifecycle = lifecycle_in(State.STARTING)
+    assert feed(lifecycle, StopAsked(KEY, 9), StopAsked(KEY, 4), StopAsked(KEY, 6)) == ()
+    commands = feed(lifecycle, StartSucceeded(KEY, 10, 1))
+    assert commands[1:] == (Disarm(KEY), Terminate(KEY), Arm(KEY, Timer.GRACE, 4))
+
+
+def test_a_second_stop_rearms_the_grace_and_one_without_grace_kills() -> None:
+    lifecycle = lifecycle_in(State.STOPPING)
+    assert feed(lifecycle, StopAsked(KEY, 2)) == (Arm(KEY, Timer.GRACE, 2),)
+    assert feed(lifecycle, StopAsked(KEY, 0)) == (Disarm(KEY), Kill(KEY))
+
+
+def test_a_time_limit_stops_with_the_assignments_own_grace() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    commands = feed(lifecycle, TimeLimitReached(KEY))
+    assert commands == (Disarm(KEY), Terminate(KEY), Arm(KEY, Timer.GRACE, GRACE_NS))
+    feed(lifecycle, Exited(KEY, DONE))
+    assert ended(lifecycle).timed_out
+    assert not ended(lifecycle).stopped
+
+
+def test_a_time_limit_during_a_stop_is_not_the_cause() -> None:
+    lifecycle = lifecycle_in(State.STOPPING)
+    feed(lifecycle, TimeLimitReached(KEY), Exited(KEY, DONE))
+    assert not ended(lifecycle).timed_out
+
+
+def test_a_start_error_is_reported_with_its_sentence() -> None:
+    lifecycle = lifecycle_in(State.STARTING)
+    feed(lifecycle, StartFailed(KEY, "exec /no: No such file or directory"))
+    assert ended(lifecycle).outcome.start_error == "exec /no: No such file or directory"
+    assert ended(lifecycle).outcome.ended_at_ns == 1_000
+
+
+def test_an_assignment_that_cannot_be_is_reported_and_never_started() -> None:
+    lifecycle = Lifecycle()
+    commands = feed(lifecycle, Assigned(Assignment(KEY, ()), "the assignment has no command"))
+    assert not any(isinstance(command, Start) for command in commands)
+    assert ended(lifecycle).outcome.start_error == "the assignment has no command"
+
+
+def test_a_lost_lease_kills_all_attempts_at_once() -> None:
+    lifecycle = lifecycle_in(State.STOPPING)
+    feed(lifecycle, assigned((8, 1)), assigned((9, 1)), StartSucceeded((9, 1), 5, 1))
+    commands = feed(lifecycle, LeaseLost())
+    assert Kill(KEY) in commands
+    assert Kill((9, 1)) in commands
+    assert Kill((8, 1)) in feed(lifecycle, StartSucceeded((8, 1), 6, 1))
+    feed(lifecycle, Exited((9, 1), Outcome(signal=9)))
+    assert ended(lifecycle, (9, 1)).stopped
+
+
+def test_forgotten_attempts_are_killed_without_a_report() -> None:
+    for state in LIVE:
+        lifecycle = lifecycle_in(state)
+        before = len(lifecycle.unacknowledged)
+        commands = feed(lifecycle, Welcomed(0, (KEY,)))
+        assert (Kill(KEY) in commands) == (state in (State.RUNNING, State.STOPPING))
+        if state in (State.STARTING, State.RECALLED):
+            assert feed(lifecycle, StartSucceeded(KEY, 10, 1)) == (Disarm(KEY), Kill(KEY))
+        assert feed(lifecycle, Exited(KEY, DONE)) == (Disarm(KEY), Forgotten(KEY))
+        assert len(lifecycle.unacknowledged) == before
+
+
+def test_forgetting_an_ended_attempt_keeps_its_report_so_that_no_gap_arises() -> None:
+    lifecycle = lifecycle_in(State.ENDED)
+    assert feed(lifecycle, Welcomed(0, (KEY,))) == (Forgotten(KEY),)
+    assert [report.sequence for report in lifecycle.unacknowledged] == [1, 2]
+    assert feed(lifecycle, Acknowledged(2)) == ()
+
+
+def test_a_newer_attempt_waits_until_the_older_ones_processes_are_gone() -> None:
+    lifecycle = Lifecycle()
+    feed(lifecycle, assigned(OTHER), StartSucceeded(OTHER, 9, 1))
+    assert feed(lifecycle, assigned()) == (Disarm(OTHER), Kill(OTHER))
+    assert state_of(lifecycle) is State.WAITING
+    commands = feed(lifecycle, Exited(OTHER, DONE))
+    assert commands[-1] == Start(KEY, assigned().assignment)
+
+
+def test_a_newer_attempt_replaces_one_that_waits() -> None:
+    lifecycle = lifecycle_in(State.WAITING)
+    assert feed(lifecycle, assigned((7, 3)))[0] == Forgotten(KEY)
+    commands = feed(lifecycle, Exited(OTHER, DONE))
+    assert commands[-1] == Start((7, 3), assigned((7, 3)).assignment)
+
+
+def test_an_older_attempt_than_a_known_one_is_not_started() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    assert feed(lifecycle, assigned(OTHER)) == ()
+    assert state_of(lifecycle, OTHER) is State.UNKNOWN
+
+
+def test_ends_of_an_earlier_life_get_new_sequence_numbers() -> None:
+    lifecycle = Lifecycle()
+    end = Ended(DONE, OomCause.UNSPECIFIED, timed_out=False, stopped=True)
+    lifecycle.recover([(KEY, end), ((9, 1), end)])
+    lifecycle.check()
+    assert lifecycle.known() == ((KEY, True), ((9, 1), True))
+    assert list(lifecycle.unacknowledged) == [Report(1, KEY, end), Report(2, (9, 1), end)]
+    assert feed(lifecycle, Welcomed(1, ())) == (Forgotten(KEY),)
+
+
+def test_at_the_bound_assignments_are_refused_by_report_and_beyond_it_the_stream_is_ended() -> None:
+    lifecycle = Lifecycle(known_max=REFUSED_MAX + 3)
+    for task_id in range(1, 5):
+        feed(lifecycle, assigned((task_id, 1)))
+    assert state_of(lifecycle, (3, 1)) is State.STARTING
+    assert ended(lifecycle, (4, 1)).outcome.start_error == (
+        "the agent already knows 3 attempts, the most it takes"
+    )
+    for task_id in range(5, REFUSED_MAX + 4):
+        lifecycle.handle(assigned((task_id, 1)), 1)
+    commands = feed(lifecycle, assigned((99_999, 1)))
+    assert commands == (Disconnect(f"{REFUSED_MAX + 3} attempts wait for their acknowledgement"),)
+
+
+def test_an_acknowledgement_beyond_the_last_report_deletes_nothing() -> None:
+    lifecycle = lifecycle_in(State.ENDED)
+    (command,) = feed(lifecycle, Acknowledged(9))
+    assert command == Disconnect("report 9 is acknowledged, only 2 were made")
+    assert len(lifecycle.unacknowledged) == 2
+
+
+def test_a_leaving_agent_stops_everything_and_holds_new_assignments_back_until_the_end() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    assert Terminate(KEY) in feed(lifecycle, Leaving(GRACE_NS))
+    assert feed(lifecycle, assigned((8, 1))) == ()
+    assert state_of(lifecycle, (8, 1)) is State.WAITING
+    feed(lifecycle, Exited(KEY, DONE), Leaving(0))
+    assert ended(lifecycle, (8, 1)).stopped
+    assert ended(lifecycle, (8, 1)).outcome.start_error == ""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause"),
+    [
+        (Outcome(signal=9), OomCause.UNSPECIFIED),
+        (Outcome(exit_code=137), OomCause.UNSPECIFIED),
+        (Outcome(signal=9, oom_kill_count=1), OomCause.OWN_LIMIT),
+        (Outcome(exit_code=1, oom_kill_count=2), OomCause.OWN_LIMIT),
+        (Outcome(exit_code=0, oom_kill_count=1), OomCause.CHILD_ONLY),
+        (Outcome(signal=15, oom_kill_count=1), OomCause.UNSPECIFIED),
+    ],
+)
+def test_memory_is_blamed_by_the_kernels_counter_and_not_by_the_exit_code(
+    outcome: Outcome, cause: OomCause
+) -> None:
+    assert oom_cause(outcome) is cause
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_events_keeps_the_rules(seed: int) -> None:
+    chance = random.Random(seed)
+    lifecycle = Lifecycle(known_max=REFUSED_MAX + 12)
+    processes: set[Key] = set()
+    for _ in range(400):
+        key = (chance.randint(1, 4), chance.randint(1, 4))
+        if processes and chance.random() < 0.5:
+            key = chance.choice(sorted(processes))
+        events: list[Event] = [
+            assigned(key),
+            assigned(key),
+            StopAsked(key, chance.choice([0, 5])),
+            GraceOver(key),
+            TimeLimitReached(key),
+            Acknowledged(chance.randint(0, lifecycle._sequence)),
+            Welcomed(0, (key,)),
+            LeaseLost(),
+        ]
+        if key in processes:
+            events += StartSucceeded(key, 1, 1), StartFailed(key, "no")
+            events += Exited(key, DONE), Exited(key, DONE)
+        event = chance.choice(events)
+        if isinstance(event, StartFailed) and state_of(lifecycle, key) not in (
+            State.STARTING,
+            State.RECALLED,
+        ):
+            continue
+        commands = feed(lifecycle, event)
+        if isinstance(event, Exited | StartFailed):
+            processes.discard(key)
+        for command in commands:
+            if isinstance(command, Start):
+                assert command.key[0] not in {other[0] for other in processes}
+                processes.add(command.key)
+        assert processes == set(lifecycle.live())

@@ -114,20 +114,20 @@ class Client:
     """The controller's services as plain methods. Values are the messages of mass.v1.
 
     Every method raises Refused for a refusal and Unreachable when the controller does not answer
-    for `patience_seconds`; `note` is told once when the waiting begins.
+    for `patience_seconds` (10 s); `note` is told once when the waiting begins.
     """
 
     def __init__(
         self,
         address: Address,
         note: Callable[[str], None],
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._address = address
         self._note = note
-        self._patience_seconds = patience_seconds
+        self._patience_seconds = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
         self._clock = clock
         self._sleep = sleep
         self._channel = grpc.insecure_channel(address.target, options=CHANNEL_OPTIONS)

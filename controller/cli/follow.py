@@ -120,7 +120,8 @@ def _follow_attempt(
 ) -> None:
     attempt = task.attempt
     # An attempt that never had a process has no output to wait for.
-    if attempt == 0 or attempt in followers or task.state not in LIVE_STATES:
+    started = task.HasField("started_at") and task.state in LIVE_STATES
+    if attempt in followers or not started:
         return
     requests = [
         task_pb2.ReadTaskLogRequest(id=task.id, stream=stream, follow=True, attempt=attempt)

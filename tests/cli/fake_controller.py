@@ -36,7 +36,7 @@ def task(task_id: str, state: str = "RUNNING", **fields: Any) -> types_pb2.Task:
     made = types_pb2.Task(
         id=task_id,
         spec=spec,
-        state=types_pb2.TaskState.Value(f"TASK_STATE_{state}"),
+        state=f"TASK_STATE_{state}",
         attempt=0 if state == "PENDING" else 1,
         **fields,
     )
@@ -73,7 +73,7 @@ def alert(name: str, node_id: str, state: str = "FIRING") -> types_pb2.Alert:
     made = types_pb2.Alert(
         name=name,
         node_id=node_id,
-        state=types_pb2.AlertState.Value(f"ALERT_STATE_{state}"),
+        state=f"ALERT_STATE_{state}",
         labels={"severity": "warning"},
         annotations={"summary": f"{node_id} is at 91 %"},
         value=91.0,
@@ -108,8 +108,11 @@ class FakeController(
         self.log_requests: list[task_pb2.ReadTaskLogRequest] = []
         self.unavailable_next = 0
         self.refuse_next: tuple[grpc.StatusCode, str, str, dict[str, str]] | None = None
+        self.abort_next: grpc.StatusCode | None = None
         self.watch_until_cancelled = False
         self.cancelled = threading.Event()
+        self.watching = threading.Event()
+        self.log_breaks = 0  # how many readings of an output break off in the middle
         self.page_size_max = 1_000
 
     def SubmitTasks(  # noqa: N802 - the names are the contract's
@@ -162,6 +165,7 @@ class FakeController(
                 self.tasks[task_id] = step
                 yield task_pb2.WatchTasksResponse(task=step)
         if self.watch_until_cancelled:
+            self.watching.set()
             self.cancelled.wait(10)
             yield task_pb2.WatchTasksResponse(task=self.tasks[request.ids[0]])
 
@@ -176,8 +180,9 @@ class FakeController(
             yield task_pb2.ReadTaskLogResponse(note=self.output_note)
         for start in range(0, len(data), 4):
             yield task_pb2.ReadTaskLogResponse(data=data[start : start + 4])
-            if start == 4:
-                self._trouble(context)
+            if start == 4 and self.log_breaks > 0:
+                self.log_breaks -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
 
     def ExplainTask(  # noqa: N802
         self, request: task_pb2.ExplainTaskRequest, context: grpc.ServicerContext
@@ -247,6 +252,8 @@ class FakeController(
         if self.unavailable_next > 0:
             self.unavailable_next -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+        if self.abort_next is not None:
+            context.abort(self.abort_next, "it says no")
         if self.refuse_next is not None:
             code, message, reason, details = self.refuse_next
             self.refuse_next = None

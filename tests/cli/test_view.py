@@ -1,0 +1,172 @@
+"""The live view, as a picture and as lines."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from cli.conftest import Mass
+from cli.fake_controller import GIB, FakeController, Served, alert, node, task
+from mass.v1 import memory_pb2, types_pb2
+from rich.console import Console
+
+from controller.cli.address import parse_address
+from controller.cli.client import Client
+from controller.cli.view import (
+    LiveScreen,
+    PlainScreen,
+    Snapshot,
+    display_results,
+    memory_bar,
+    picture,
+    take_snapshot,
+)
+
+POOL = memory_pb2.Pool(capacity_bytes=64 << 20, used_bytes=1 << 20)
+
+
+def snapshot(
+    nodes: tuple[types_pb2.Node, ...] = (),
+    tasks: tuple[types_pb2.Task, ...] = (),
+    alerts: tuple[types_pb2.Alert, ...] = (),
+) -> Snapshot:
+    return Snapshot(nodes, tasks, alerts, POOL)
+
+
+def drawn(results: Snapshot, height: int = 40) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=140, height=height).print(picture(results, "MASS", height))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "lengths"),
+    [
+        ({}, (1, 2, 1, 4)),
+        ({"memory_tasks_used_bytes": 0, "memory_foreign_bytes": 0}, (0, 0, 2, 6)),
+        ({"memory_tasks_used_bytes": 9 * GIB}, (8, 0, 0, 0)),
+        ({"memory_foreign_bytes": 9 * GIB}, (1, 7, 0, 0)),
+        ({"memory_reserved_bytes": 99 * GIB}, (1, 2, 5, 0)),
+        ({"memory_total_bytes": 0, "memory_tasks_used_bytes": 0}, (0, 8, 0, 0)),
+        ({"memory_tasks_used_bytes": -1, "memory_foreign_bytes": -GIB}, (0, 0, 2, 6)),
+    ],
+)
+def test_memory_bar_is_always_as_long_as_asked(
+    fields: dict[str, int], lengths: tuple[int, ...]
+) -> None:
+    parts = memory_bar(node("n1", **fields), width=8)
+    assert [name for name, _ in parts] == ["tasks", "foreign", "reserved", "free"]
+    assert tuple(length for _, length in parts) == lengths
+
+
+def test_rounding_of_the_parts_does_not_add_up() -> None:
+    third = node(
+        "n1",
+        memory_total_bytes=100,
+        memory_tasks_used_bytes=33,
+        memory_foreign_bytes=33,
+        memory_reserved_bytes=66,
+    )
+    assert memory_bar(third, width=10) == [
+        ("tasks", 3), ("foreign", 4), ("reserved", 3), ("free", 0),
+    ]  # fmt: skip
+
+
+def test_picture_shows_nodes_tasks_alerts_and_pool() -> None:
+    lines = drawn(
+        snapshot((node("n1"),), (task("12", node_id="n1"),), (alert("NodeMemoryHigh", "n1"),))
+    )
+    text = "\n".join(lines)
+    assert "████▓▓▓▓▓▓▓▓░░░░················" in text
+    assert "3 GiB/8 GiB" in text
+    assert any(line.split()[:4] == ["12", "sleep", "RUNNING", "n1"] for line in lines)
+    assert any(line.startswith("NodeMemoryHigh") for line in lines)
+    assert lines[-1].startswith("pool used 1 MiB of 64 MiB")
+
+
+@pytest.mark.parametrize("height", [15, 24, 40])
+def test_picture_fits_the_terminal_and_counts_what_it_leaves_out(height: int) -> None:
+    nodes = tuple(node(f"n{number}") for number in range(50))
+    tasks = tuple(task(str(number)) for number in range(100, 0, -1))
+    alerts = tuple(alert("Full", f"n{number}") for number in range(50))
+    lines = drawn(snapshot(nodes, tasks, alerts), height)
+    assert len(lines) <= height
+    left_out = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+    assert len(left_out) == 3
+    assert all(count > 0 for count in left_out)
+
+
+def test_names_are_not_read_as_markup() -> None:
+    odd = types_pb2.TaskSpec(command=["x"], name="[bold]x[/nope]")
+    assert "[bold]x[/nope]" in "\n".join(drawn(snapshot(tasks=(task("1", spec=odd),))))
+
+
+def test_live_screen_draws_each_snapshot() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120, height=30)
+    with LiveScreen(console, "MASS") as screen:
+        display_results(snapshot((node("n1"),)), screen)
+        display_results(snapshot((node("n2"),)), screen)
+    assert file.getvalue().index("n1") < file.getvalue().index("n2")
+
+
+class HandClock:
+    """Time that is moved by hand."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_are_added_for_changes_and_for_nodes_when_it_is_time() -> None:
+    clock = HandClock()
+    lines: list[str] = []
+    screen = PlainScreen(lines.append, clock, nodes_seconds=5.0)
+    display_results(snapshot((node("n1"),), (task("1", "PENDING"),)), screen)
+    assert lines == [
+        "node n1 READY used 3 GiB of 8 GiB (38 %) foreign 2 GiB reserved 2 GiB promise 3 GiB "
+        "tasks 1 pressure NONE",
+        "pool used 1 MiB of 64 MiB (series 0 B, ledger 0 B, tails 0 B) failures 0",
+        "task 1 sleep PENDING",
+    ]
+    lines.clear()
+    display_results(snapshot((node("n1"),), (task("1", "PENDING"),)), screen)
+    assert lines == []
+    results = snapshot((node("n1"),), (task("2"), task("1", node_id="n1")), (alert("Full", "n1"),))
+    display_results(results, screen)
+    assert lines == [
+        "task 1 sleep RUNNING on n1",
+        "task 2 sleep RUNNING",
+        "alert Full on n1 FIRING: n1 is at 91 %",
+    ]
+    lines.clear()
+    clock.now += 5.0
+    display_results(results, screen)
+    assert [line.split()[0] for line in lines] == ["node", "pool"]
+
+
+def test_changing_value_of_an_alert_adds_no_line() -> None:
+    lines: list[str] = []
+    screen = PlainScreen(lines.append, HandClock())
+    first = alert("Full", "n1")
+    second = alert("Full", "n1")
+    second.value = 99.0
+    display_results(snapshot(alerts=(first,)), screen)
+    count = len(lines)
+    display_results(snapshot(alerts=(second,)), screen)
+    assert len(lines) == count
+
+
+def test_snapshot_holds_all_that_runs_and_the_newest(
+    mass: Mass, fake: FakeController, served: Served
+) -> None:
+    del mass
+    fake.tasks = {str(n): task(str(n), "SUCCEEDED") for n in range(1, 200)}
+    fake.tasks["5"] = task("5", "RUNNING")
+    fake.nodes["n1"] = node("n1")
+    client = Client(parse_address(served.address), lambda _: None)
+    results = take_snapshot(client)
+    client.close()
+    assert [task.id for task in results.tasks] == [*map(str, range(199, 99, -1)), "5"]
+    assert [node.id for node in results.nodes] == ["n1"]

@@ -8,6 +8,7 @@ save ends the controller, which loses nothing: the next one begins from what is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -145,13 +146,16 @@ class Engine:
     async def run(self) -> None:
         """Work until `stop`. Raises StoreError when the store cannot save."""
         loop = asyncio.get_running_loop()
+        next_tick_s = loop.time() + TICK_S
         next_prune_s = loop.time() + PRUNE_S
         while not self._stopping:
-            try:
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
-            except TimeoutError:
-                self._waiting.append((Tick(self.now_ns()), None))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, next_tick_s - loop.time()))
             self._wake.clear()
+            # By the clock, not by the lack of other work: samples alone wake this loop more often.
+            if loop.time() >= next_tick_s:
+                next_tick_s = loop.time() + TICK_S
+                self._waiting.append((Tick(self.now_ns()), None))
             await self._turn()
             if loop.time() >= next_prune_s:
                 next_prune_s = loop.time() + PRUNE_S

@@ -9,10 +9,10 @@ import pytest
 from support.native import ROOT, STRICT, compiled, run, sanitizer_missing
 
 POOL = "allocator/memory_allocator.c"
-PLAIN = ("-O2", "-g")
+PLAIN = ("-D_GNU_SOURCE", "-O2", "-g")
 HARDENED = (*PLAIN, "-DMASS_HARDENED")
-MEMORY = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-THREAD = ("-O1", "-g", "-fsanitize=thread")
+MEMORY = ("-D_GNU_SOURCE", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD = ("-D_GNU_SOURCE", "-O1", "-g", "-fsanitize=thread")
 
 BUILDS = {
     "plain": PLAIN,
@@ -57,9 +57,8 @@ def test_every_short_sequence_of_calls_is_answered_rightly(arguments: str) -> No
 
 
 def test_short_sequences_touch_no_memory_outside_the_pool() -> None:
-    expect_success(
-        [build("pool_exhaustive", "address"), *["200", "4", "1", "63", "64", "65", "66", "130"]]
-    )
+    arguments = "200 4 1 63 64 65 66 130"
+    expect_success([build("pool_exhaustive", "address"), *arguments.split()])
 
 
 @pytest.mark.parametrize("kind", ["plain", "hardened", "address", "hardened-address"])
@@ -74,6 +73,11 @@ def test_long_random_lives_keep_the_pool_sound(kind: str) -> None:
 )
 def test_threads_share_a_nearly_full_pool(kind: str, steps: int) -> None:
     expect_success([build("pool_threads", kind), str(steps)])
+
+
+@pytest.mark.parametrize("kind", ["plain", "hardened"])
+def test_default_pool_is_made_once_and_survives_fork(kind: str) -> None:
+    expect_success([build("pool_default", kind)])
 
 
 MISUSES = re.findall(

@@ -9,9 +9,10 @@
 #include "memory_allocator.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 
-enum { GRANULE = 16, SLOTS = 3, SIZES_MAX = 6, GRANULES_MAX = 256, MEMORY_BYTES = 16384 };
+enum { GRANULE = 16, WORDS = GRANULE / 4, SLOTS = 3, SIZES_MAX = 6, GRANULES_MAX = 256, MEMORY_BYTES = 16384 };
 
 typedef struct {
     void *block[SLOTS];
@@ -25,14 +26,20 @@ static unsigned char *heap;
 static int granules, sizes[SIZES_MAX], size_count;
 static long step_count;
 
+/* Each word says its place too, so that bytes moved to a wrong place are found. */
+static uint32_t word_at(int slot, int i) { return (uint32_t)(slot * 100000 + i + 1); }
+
 static void fill(const slots_t *s, int slot) {
-    memset(s->block[slot], slot + 1, (size_t)s->count[slot] * GRANULE);
+    uint32_t *words = s->block[slot];
+    for (int i = 0; i < s->count[slot] * WORDS; i++) {
+        words[i] = word_at(slot, i);
+    }
 }
 
 static bool is_intact(const void *block, int slot, int count) {
-    const unsigned char *bytes = block;
-    for (int i = 0; i < count * GRANULE; i++) {
-        if (bytes[i] != slot + 1) {
+    const uint32_t *words = block;
+    for (int i = 0; i < count * WORDS; i++) {
+        if (words[i] != word_at(slot, i)) {
             return false;
         }
     }

@@ -1,6 +1,6 @@
 /* Goal: long random lives of pools of many sizes keep every promise that a caller can see.
  * Method: 64 slots of random sizes and alignments over pools that are nearly full, every block
- * filled with its slot's byte and compared before each step, the pool's own check after it.
+ * filled with its slot's pattern and compared before each step, the pool's own check after it.
  * Built hardened as well: then any step that wrote where it must not ends in abort.
  * Usage: pool_random ROUNDS STEPS.
  */
@@ -8,7 +8,6 @@
 #include "memory_allocator.h"
 
 #include <stdint.h>
-#include <string.h>
 
 enum { SLOTS = 64, MEMORY_BYTES = 60000 };
 
@@ -27,9 +26,18 @@ typedef struct {
     size_t size;
 } slot_t;
 
+/* Each byte says its place too, so that bytes moved to a wrong place are found. */
+static unsigned char byte_at(size_t slot, size_t i) { return (unsigned char)(slot * 7 + i * 13); }
+
+static void fill(unsigned char *block, size_t size, size_t slot) {
+    for (size_t i = 0; i < size; i++) {
+        block[i] = byte_at(slot, i);
+    }
+}
+
 static void expect_filled(const unsigned char *block, size_t size, size_t slot) {
     for (size_t i = 0; i < size; i++) {
-        EXPECT(block[i] == (unsigned char)(slot * 7 + 1));
+        EXPECT(block[i] == byte_at(slot, i));
     }
 }
 
@@ -55,7 +63,7 @@ static void step(mass_pool_t *pool, slot_t *slots, size_t index) {
     }
     if (slot->block != NULL) {
         EXPECT(mass_pool_size_of(pool, slot->block) >= slot->size);
-        memset(slot->block, (int)(index * 7 + 1), slot->size);
+        fill(slot->block, slot->size, index);
     }
     EXPECT(mass_pool_check(pool) == MASS_POOL_OK);
 }

@@ -1,0 +1,464 @@
+"""One agent against a controller played by hand, over a real stream on the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from mass.v1 import agent_pb2, types_pb2
+from support.fake_controller import (
+    FakeController,
+    FakeRunner,
+    Stream,
+    acknowledge,
+    assign,
+    duration,
+    stop,
+    welcome,
+)
+
+from agent import connection as connection_module
+from agent.attempts import Attempts
+from agent.connection import AgentRefused, Connection
+from agent.follower import Follower
+from agent.outbox import Outbox
+from agent.sampler import Sampler
+from agent.spool import Spool
+from agent.wire import Identity
+
+IDENTITY = Identity("n1", "i1", "m1", "b1", "0", 1 << 33, 0, 2.0, "fake", ("kill",))
+
+
+@dataclass
+class Agent:
+    """One agent with a runner that starts nothing; `work_dir` may be that of an earlier one."""
+
+    controller: FakeController
+    work_dir: Path
+    boot_ns: int = 10**12
+
+    def __post_init__(self) -> None:
+        self.spool = Spool(self.work_dir)
+        self.sampler = Sampler(self.work_dir)
+        self.attempts = Attempts(
+            node_id="n1",
+            spool=self.spool,
+            follower=Follower(self.work_dir),
+            make_runner=FakeRunner,
+            environment={"PATH": "/bin", "SECRET": "x"},
+        )
+        assert isinstance(self.attempts.runner, FakeRunner)
+        self.runner = self.attempts.runner
+        self.outbox = Outbox(self.attempts, self.sampler)
+        self.connection = Connection(
+            self.controller.address,
+            IDENTITY,
+            self.attempts,
+            self.outbox,
+            boot_clock_ns=lambda: self.boot_ns,
+        )
+        self.running = asyncio.create_task(self.connection.run())
+
+    async def crash(self) -> None:
+        """End without a word; what is on disk stays."""
+        self.running.cancel()
+        await asyncio.wait({self.running})
+        await self.attempts.close()
+        self.spool.close()
+        self.sampler.close()
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[FakeController]:
+    fake = FakeController()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def agent(controller: FakeController, tmp_path: Path) -> AsyncIterator[Agent]:
+    made = Agent(controller, tmp_path)
+    yield made
+    await made.crash()
+
+
+@pytest.fixture(autouse=True)
+def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "TICK_SECONDS_MAX", 0.05)
+
+
+async def settle() -> None:
+    """Let messages of the loopback arrive where nothing tells that they have."""
+    await asyncio.sleep(0.1)
+
+
+def ended(stream: Stream, task_id: int) -> agent_pb2.AttemptEnded | None:
+    """Return the end of a task that the stream has brought."""
+    for report in stream.reports():
+        if report.task_id == task_id and report.HasField("ended"):
+            return report.ended
+    return None
+
+
+async def test_the_hello_comes_first_and_then_a_sample(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    (sample, *_) = await stream.until_samples(1)
+    hello = stream.hello()
+    assert (hello.protocol_version, hello.node_id, hello.enforcement) == (1, "n1", "fake")
+    assert 0 < sample.memory_available_bytes <= sample.memory_total_bytes
+    assert stream.received[1].HasField("samples")
+
+
+async def test_a_task_is_started_reported_acknowledged_and_forgotten(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1, environment={"A": "b"}, memory_limit_bytes=1 << 30))
+    (started,) = await stream.until_reports(1)
+    assert (started.sequence, started.started.pid) == (1, 4_001)
+    launch = agent.runner.launches[1, 1]
+    assert launch.memory_limit_bytes == 1 << 30
+    assert launch.working_directory == str(agent.work_dir / "tasks" / "1" / "1")
+    assert {"PATH": "/bin", "A": "b", "MASS_TASK_ID": "1", "MASS_NODE": "n1"}.items() <= (
+        launch.environment.items()
+    )
+    assert "SECRET" not in launch.environment
+    Path(launch.stdout_path).write_bytes(b"out")
+    agent.runner.end((1, 1), exit_code=3)
+    (_, end) = await stream.until_reports(2)
+    assert (end.ended.exit_code, end.ended.stdout_tail, end.ended.stderr_tail) == (3, b"out", b"")
+    assert list((agent.work_dir / "reports").iterdir())
+    stream.send(acknowledge(2))
+    await settle()
+    assert agent.attempts.lifecycle.known() == ()
+    assert not list((agent.work_dir / "reports").iterdir())
+
+
+async def test_several_assignments_are_started_at_the_same_time(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    agent.runner.hold = asyncio.Event()
+    stream.send(assign(1, 2, 3))
+    await settle()
+    assert stream.reports() == []
+    agent.runner.hold.set()
+    reports = await stream.until_reports(3)
+    assert [report.sequence for report in reports] == [1, 2, 3]
+
+
+async def test_a_sample_without_the_task_precedes_its_end(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until(lambda: any(1 in sample.task_ids for sample in stream.samples()))
+    agent.runner.end((1, 1), exit_code=0)
+    await stream.until(lambda: ended(stream, 1))
+    position = next(
+        index
+        for index, message in enumerate(stream.received)
+        if any(report.HasField("ended") for report in message.reports.reports)
+    )
+    before = stream.received[position - 1]
+    assert before.HasField("samples")
+    assert list(before.samples.samples[-1].task_ids) == []
+
+
+async def test_unacknowledged_reports_are_sent_again_after_a_reconnect(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1, 2))
+    await stream.until_reports(2)
+    agent.runner.end((1, 1), exit_code=0)
+    await stream.until_reports(3)
+    await controller.stop()
+    await controller.start()
+    again = await controller.stream()
+    known = {(k.task_id, k.attempt): k.ended for k in again.hello().attempts}
+    assert known == {(1, 1): True, (2, 1): False}
+    again.send(welcome(acknowledged_sequence=1))
+    reports = await again.until_reports(2)
+    assert [report.sequence for report in reports] == [2, 3]
+
+
+async def test_an_end_survives_the_crash_of_its_agent(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    first = Agent(controller, tmp_path)
+    stream = await controller.welcomed()
+    stream.send(assign(5))
+    await stream.until_reports(1)
+    first.runner.end((5, 1), exit_code=7)
+    await stream.until_reports(2)
+    await first.crash()
+    second = Agent(controller, tmp_path)
+    stream = await controller.welcomed()
+    assert [(k.task_id, k.ended) for k in stream.hello().attempts] == [(5, True)]
+    (report,) = await stream.until_reports(1)
+    assert (report.sequence, report.ended.exit_code) == (1, 7)
+    stream.send(acknowledge(1))
+    await settle()
+    await second.crash()
+    assert not list((tmp_path / "reports").iterdir())
+
+
+async def test_a_stop_terminates_and_kills_after_its_grace(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    stream.send(stop(1, 0.05))
+    end = await stream.until(lambda: ended(stream, 1))
+    assert agent.runner.signals == [("terminate", (1, 1)), ("kill", (1, 1))]
+    assert (end.signal, end.stopped, end.timed_out) == (9, True, False)
+
+
+async def test_a_time_limit_ends_the_task_as_timed_out(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1, time_limit=duration(0.05)))
+    end = await stream.until(lambda: ended(stream, 1))
+    assert agent.runner.signals == [("terminate", (1, 1)), ("kill", (1, 1))]
+    assert (end.stopped, end.timed_out) == (False, True)
+
+
+async def test_a_start_error_is_the_end_of_the_attempt(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    agent.runner.refuse = "exec /no/such: No such file or directory"
+    stream.send(assign(1))
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.start_error == "exec /no/such: No such file or directory"
+    assert not end.HasField("started_at")
+
+
+async def test_a_memory_kill_is_told_with_its_cause(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    agent.runner.end((1, 1), signal=9, oom_kills=1)
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.oom_cause == types_pb2.OOM_CAUSE_OWN_LIMIT
+    await stream.until(lambda: any(sample.oom_kills == 1 for sample in stream.samples()))
+
+
+async def test_attempts_are_killed_when_the_lease_is_lost(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.1)
+    stream = await controller.welcomed(attempt_lease=duration(60))
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    await controller.stop()
+    await settle()
+    assert agent.runner.signals == []
+    agent.boot_ns += 61 * 10**9
+    async with asyncio.timeout(5):
+        while not agent.runner.signals:
+            await asyncio.sleep(0.01)
+    await controller.start()
+    stream = await controller.welcomed()
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.stopped
+
+
+async def test_attempts_are_killed_when_the_machine_slept_longer_than_the_lease(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed(attempt_lease=duration(60))
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    agent.boot_ns += 61 * 10**9
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.stopped
+
+
+async def test_an_open_stream_keeps_the_lease(agent: Agent, controller: FakeController) -> None:
+    stream = await controller.welcomed(attempt_lease=duration(60))
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    for _ in range(8):
+        agent.boot_ns += 20 * 10**9
+        await asyncio.sleep(0.07)
+    assert agent.runner.signals == []
+
+
+async def test_what_the_welcome_forgets_is_killed_without_a_report(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    stream.end()
+    await controller.welcomed(
+        acknowledged_sequence=1, forget=[agent_pb2.KnownAttempt(task_id=1, attempt=1)]
+    )
+    await settle()
+    assert agent.runner.signals == [("kill", (1, 1))]
+    assert agent.attempts.lifecycle.known() == ()
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT]
+)
+async def test_a_controller_that_can_never_take_the_agent_ends_it(
+    agent: Agent, controller: FakeController, code: grpc.StatusCode
+) -> None:
+    stream = await controller.stream()
+    stream.end(code, "the agent speaks protocol 1, the controller 2")
+    async with asyncio.timeout(5):
+        with pytest.raises(AgentRefused, match="the agent speaks protocol 1"):
+            await agent.running
+
+
+async def test_another_protocol_in_the_welcome_ends_the_agent(
+    agent: Agent, controller: FakeController
+) -> None:
+    await controller.welcomed(protocol_version=2)
+    async with asyncio.timeout(5):
+        with pytest.raises(AgentRefused, match="the controller speaks protocol 2"):
+            await agent.running
+
+
+async def test_a_welcome_agent_outlives_a_refused_message(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.05)
+    stream = await controller.welcomed()
+    await stream.until_samples(1)
+    stream.end(grpc.StatusCode.INVALID_ARGUMENT, "a sample cannot be")
+    await (await controller.welcomed()).until_samples(1)
+
+
+async def test_a_name_that_is_taken_is_asked_for_slowly(
+    agent: Agent,
+    controller: FakeController,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.2)
+    (await controller.stream()).end(grpc.StatusCode.ALREADY_EXISTS, "node n1 is taken")
+    began = asyncio.get_running_loop().time()
+    await controller.welcomed()
+    assert asyncio.get_running_loop().time() - began >= 0.15
+    assert "node n1 is taken" in caplog.text
+
+
+async def test_an_absent_controller_is_tried_again_until_it_comes(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    await controller.stop()
+    agent = Agent(controller, tmp_path)
+    await asyncio.sleep(0.3)
+    assert not agent.running.done()
+    await controller.start()
+    await (await controller.welcomed()).until_samples(1)
+    await agent.crash()
+
+
+async def test_nonsense_ends_the_stream_and_not_the_agent(
+    agent: Agent, controller: FakeController
+) -> None:
+    for message in (assign(0), acknowledge(99), welcome()):
+        stream = await controller.welcomed()
+        await stream.until_samples(1)
+        stream.send(message)
+    await controller.welcomed()
+    assert not agent.running.done()
+
+
+async def test_new_output_is_streamed_by_offset(agent: Agent, controller: FakeController) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    path = Path(agent.runner.launches[1, 1].stderr_path)
+    path.write_bytes(b"one")
+
+    def chunks() -> list[agent_pb2.OutputChunk]:
+        return [message.output for message in stream.received if message.HasField("output")]
+
+    await stream.until(lambda: len(chunks()) == 1)
+    with path.open("ab") as file:
+        file.write(b"two")
+    await stream.until(lambda: len(chunks()) == 2)
+    assert [(c.stream, c.offset_bytes, c.data) for c in chunks()] == [
+        (types_pb2.OUTPUT_STREAM_STDERR, 0, b"one"),
+        (types_pb2.OUTPUT_STREAM_STDERR, 3, b"two"),
+    ]
+
+
+async def test_a_log_request_is_answered_from_the_file_also_after_the_end(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    Path(agent.runner.launches[1, 1].stdout_path).write_bytes(b"0123456789")
+    agent.runner.end((1, 1), exit_code=0)
+    await stream.until(lambda: ended(stream, 1))
+    for number, (task_id, offset, length) in enumerate([(1, 2, 3), (1, -1, 0), (9, 0, 0)], 1):
+        stream.send(
+            agent_pb2.ControllerMessage(
+                read_log=agent_pb2.ReadLog(
+                    request_id=number,
+                    task_id=task_id,
+                    attempt=1,
+                    stream=types_pb2.OUTPUT_STREAM_STDOUT,
+                    offset_bytes=offset,
+                    length_bytes=length,
+                )
+            )
+        )
+
+    def answers() -> list[agent_pb2.LogChunk]:
+        return [message.log for message in stream.received if message.HasField("log")]
+
+    await stream.until(lambda: len(answers()) == 3)
+    part, whole, missing = answers()
+    assert (part.offset_bytes, part.data, part.end) == (2, b"234", False)
+    assert (whole.offset_bytes, whole.data, whole.end) == (0, b"0123456789", True)
+    assert missing.error == "this node keeps no output of task 9 attempt 1"
+
+
+async def test_leaving_stops_tasks_delivers_their_ends_and_says_goodbye_last(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    leaving = asyncio.create_task(agent.connection.leave("told to end", 50_000_000, 5.0))
+    await stream.until(lambda: ended(stream, 1))
+    stream.send(acknowledge(2))
+    await stream.until(lambda: stream.received[-1].HasField("goodbye"))
+    stream.end()
+    async with asyncio.timeout(5):
+        await leaving
+    assert agent.runner.signals == [("terminate", (1, 1)), ("kill", (1, 1))]
+    assert not list((agent.work_dir / "reports").iterdir())
+
+
+async def test_leaving_without_a_controller_keeps_the_ends_on_disk(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    await controller.stop()
+    await settle()
+    async with asyncio.timeout(5):
+        await agent.connection.leave("told to end", 50_000_000, 5.0)
+    assert [path.name for path in (agent.work_dir / "reports").iterdir()] == ["1.1.json"]

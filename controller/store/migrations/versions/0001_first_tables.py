@@ -72,7 +72,7 @@ def _make_tasks() -> None:
     op.create_index(
         "tasks_ended",
         "tasks",
-        ["ended_at_ns", "id"],
+        ["ended_at_ns", "id", "ended"],
         sqlite_where=ended.is_(True),
         postgresql_where=ended.is_(True),
     )

@@ -25,7 +25,7 @@ from controller.store.sqlite_reader import ID_MAX, Reader
 from controller.store.sqlite_writer import Writer
 from controller.store.thread import StoreThread
 
-# A commit that comes while a batch is under way waits for it: 2 ms, 10 ms at most, with full outputs.
+# A commit that comes while a batch is under way waits for it: 2 ms with full outputs, 10 at most.
 PRUNED_TASKS_PER_TRANSACTION = 100
 PRUNED_SUBMISSIONS_PER_TRANSACTION = 1_000
 # What the log may keep of the disk after a burst; it is cut back when it is next reset.

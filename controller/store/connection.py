@@ -11,6 +11,9 @@ from controller.store.base import StoreBusy, StoreDamaged, StoreError, StoreFull
 
 BUSY_TIMEOUT_MS = 5_000  # how long another process, such as a sqlite3 shell, may hold us up
 
+# The first with UPDATE ... FROM; a statement may have 32,766 values since the one before.
+LIBRARY_VERSION_MIN = (3, 33, 0)
+
 _KINDS: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_FULL: StoreFull,
     sqlite3.SQLITE_BUSY: StoreBusy,
@@ -30,6 +33,21 @@ def errors_named(path: Path) -> Iterator[None]:
         kind = _KINDS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, StoreError)
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         raise kind(f"{path}: {error} ({name})", path=path, sqlite=name) from error
+
+
+def check_library() -> None:
+    """See that SQLite itself, which comes with the system, is new enough.
+
+    Raises:
+        StoreError: it is older than LIBRARY_VERSION_MIN.
+    """
+    if sqlite3.sqlite_version_info < LIBRARY_VERSION_MIN:
+        needed = ".".join(map(str, LIBRARY_VERSION_MIN))
+        raise StoreError(
+            f"this Python has SQLite {sqlite3.sqlite_version}, the store needs {needed} or newer",
+            found=sqlite3.sqlite_version,
+            needed=needed,
+        )
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ from controller.core.commands import Save
 from controller.core.limits import DEFAULT_LIMITS, MIB, Limits
 from controller.core.model import Attempt, OutputStream, Task, TaskState
 from controller.store.base import Stored, StoreError
-from controller.store.connection import connect, copy_to, errors_named
+from controller.store.connection import check_library, connect, copy_to, errors_named
 from controller.store.directory import DataDirectory
 from controller.store.schema import prepare
 from controller.store.sqlite_reader import ID_MAX, Reader
@@ -65,8 +65,9 @@ class SqliteStore:
             StoreOutdated: an older version wrote the store.
             StoreTooNew: a newer version wrote the store.
             StoreDamaged: what is there is not a store of MASS.
-            StoreError: the directory cannot be used.
+            StoreError: the directory cannot be used, or SQLite itself is too old.
         """
+        check_library()
         with ExitStack() as undo:
             claim = DataDirectory(directory)
             undo.callback(claim.release)

@@ -138,6 +138,16 @@ class TestRefusing:
             SqliteStore.open(tmp_path)
         assert path.read_bytes() == before
 
+    def test_a_library_that_is_too_old_is_named_with_what_is_needed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
+        message = r"this Python has SQLite 3\.26\.0, the store needs 3\.33\.0 or newer"
+        with pytest.raises(StoreError, match=message):
+            SqliteStore.open(tmp_path / "data")
+        assert not (tmp_path / "data").exists()
+
     async def test_a_refused_directory_is_let_go(self, tmp_path: Path) -> None:
         path = tmp_path / "mass.db"
         path.write_text("shopping list: " + "bread, " * 1_000)

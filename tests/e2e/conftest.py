@@ -1,4 +1,4 @@
-"""The cluster that tests share where they cannot disturb each other, and empty ones for the rest."""
+"""One cluster for tests that cannot disturb each other, and clusters of their own for the rest."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ def test_nodes_of_one_machine_never_take_more_than_they_can_promise(
 
     def all_ended() -> bool:
         tasks = [cluster.client.task(task_id) for task_id in ids]
-        reasons.update(
-            task.reason for task in tasks if task.reason_code == "NO_NODE_WITH_MEMORY"
-        )
+        reasons.update(task.reason for task in tasks if task.reason_code == "NO_NODE_WITH_MEMORY")
         for node in cluster.client.nodes():
             assert node.memory_reserved_bytes <= 1 * GIB, node
             assert node.tasks_running <= 1, node

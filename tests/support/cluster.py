@@ -212,7 +212,7 @@ class Cluster:
 
     def until(
         self,
-        condition: Callable[[], Value],
+        condition: Callable[[], Value | None],
         what: str,
         seconds_max: float = WAIT_SECONDS_MAX,
     ) -> Value:

@@ -189,9 +189,9 @@ def _tasks_used(cluster: Cluster, slot: int) -> int:
 
 
 def report(
-    message: agent_pb2.Report, node_id: str, at_ns: int
+    message: agent_pb2.Report, node_id: str, at_ns: int, stream: int | None = None
 ) -> AttemptStarted | AttemptEnded:
-    """Return the event of a report.
+    """Return the event of a report that came on a stream of the node.
 
     Raises:
         InvalidRequest: a field cannot be; the message names it, its value and the bound.
@@ -208,6 +208,7 @@ def report(
             task_id=message.task_id,
             attempt=message.attempt,
             started_at_ns=message.started.started_at.ToNanoseconds(),
+            stream=stream,
         )
     if kind != "ended":
         raise InvalidRequest(f"report {message.sequence} has neither started nor ended")
@@ -231,6 +232,7 @@ def report(
         start_error=ended.start_error[:1_000],
         stdout_tail=ended.stdout_tail[-OUTPUT_BYTES_MAX:],
         stderr_tail=ended.stderr_tail[-OUTPUT_BYTES_MAX:],
+        stream=stream,
     )
 
 

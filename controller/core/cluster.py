@@ -26,9 +26,9 @@ from controller.core.model import (
     TaskState,
 )
 from controller.core.nodes import NodeRecord, NodeTable
-from controller.core.placement import Refusal
+from controller.core.placement import Refusals
 from controller.core.promise import capacity_bytes
-from controller.core.queue import PendingQueue, Shape
+from controller.core.queue import PendingQueue
 from controller.core.rules import RuleSet
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Cluster:
         self.submissions: OrderedDict[str, Submission] = OrderedDict()
         self.next_task_id = 1
         # Why the waiting tasks of a shape were refused in the last cycle.
-        self.refusals: dict[Shape, Refusal] = {}
+        self.refusals = Refusals()
         # Waiting tasks that later ones were placed past, and since when; who keeps which node.
         self.overtaken_since_ns: dict[int, int] = {}
         self.kept_slots: dict[int, int] = {}
@@ -250,6 +250,7 @@ class Cluster:
         self.pool.check()
         self.history.series.check()
         self.ledger.check()
+        self.alerts.check()
         placed = {i for i, task in self.tasks.items() if task.state in PLACED_STATES}
         waiting = {i for i, task in self.tasks.items() if task.state is TaskState.PENDING}
         assert set(self.reservations) == placed, "a reservation for each placed task, no other"

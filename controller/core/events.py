@@ -50,7 +50,7 @@ class TasksSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class TasksCancelled:
-    """A user wants tasks ended. Answered with the tuple of tasks as they are then."""
+    """A user wants tasks ended. A repeated call may shorten the grace. Answered with the ids."""
 
     at_ns: int
     task_ids: tuple[int, ...]
@@ -67,6 +67,7 @@ class AttemptStarted:
     task_id: int
     attempt: int
     started_at_ns: int
+    stream: int | None = None  # the one it came on; None passes as the node's present one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class AttemptEnded:
     start_error: str
     stdout_tail: bytes = b""
     stderr_tail: bytes = b""
+    stream: int | None = None  # as in AttemptStarted
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     asks = f"asks {gibibytes(task.spec.memory_request_bytes)}"
     cpus = f"asks {task.spec.cpus:g} cpus"
     slot = refusal.best_slot
+    if refusal.code == "RUNNING_LIMIT":
+        return f"{cluster.limits.tasks_running_max} tasks are running, which is the bound"
     if refusal.code == "NO_NODE_READY" or slot is None:
-        if refusal.code == "RUNNING_LIMIT":
-            return f"{cluster.limits.tasks_running_max} tasks are running, which is the bound"
         return f"no node is ready ({len(cluster.nodes)} known)"
     best = cluster.table.ids[slot]
     promise = gibibytes(refusal.best_promise_bytes)
@@ -60,8 +60,6 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
-        "RUNNING_LIMIT": f"{cluster.limits.tasks_running_max} tasks are running, which is the"
-        " bound",
     }
     return sentences[refusal.code]
 
@@ -80,13 +78,9 @@ def terms(results: Results, slot: int) -> str:
             f"own share: capacity {gibibytes(int(offers.capacity[slot]))} - tasks"
             f" {gibibytes(charged)}; foreign_used {gibibytes(int(promises.foreign[slot]))}"
         )
-    total = int(
-        promises.machine[slot] + promises.system_reserve[slot] + promises.foreign[slot]
-        + promises.machine_charged[slot]
-    )  # fmt: skip
     charged = int(promises.machine_charged[slot] + promises.machine[slot] - offers.machine[slot])
     return (
-        f"machine: total {gibibytes(total)} - system reserve"
+        f"machine: total {gibibytes(int(promises.machine_total[slot]))} - system reserve"
         f" {gibibytes(int(promises.system_reserve[slot]))} - foreign_used"
         f" {gibibytes(int(promises.foreign[slot]))} - tasks {gibibytes(charged)}"
     )
@@ -125,8 +119,12 @@ def _refusal_of(
     if record.node.scheduling is not Scheduling.ENABLED:
         why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
         return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
-    if record.state is not NodeState.READY or record.stream is None:
+    if record.stream is None:
+        return "NOT_READY", f"the node is not connected ({record.state.value})"
+    if record.state is not NodeState.READY:
         return "NOT_READY", f"the node is {record.state.value}"
+    if not results.promises.known[slot]:
+        return "NOT_READY", "no sample of its memory has come lately"
     if offers.capacity[slot] < spec.memory_request_bytes:
         capacity = gibibytes(int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"

@@ -13,7 +13,7 @@ from controller.core.commands import (
     SendStop,
     SendWelcome,
 )
-from controller.core.errors import NotFound, ProtocolMismatch
+from controller.core.errors import NodeUnavailable, NotFound, ProtocolMismatch
 from controller.core.events import NodeCordoned, NodeJoined, NodeLeft, NodeUncordoned
 from controller.core.model import (
     KnownAttempt,
@@ -35,6 +35,7 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
     Raises:
         LimitReached, PoolIsExhausted: there is no place for one more node.
         ProtocolMismatch: another machine already serves under this name.
+        NodeUnavailable: attempts may still run on the machine that served under this name.
     """
     record = cluster.nodes.get(event.node_id)
     if record is None:
@@ -56,16 +57,31 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
 
 
 def _refuse_impostor(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> None:
+    """Refuse a name that another machine uses, or used when it was last heard of."""
+    if record.node.machine_id == event.machine_id:
+        return
     silent_ns = event.at_ns - record.last_seen_ns
-    if (
-        record.stream is not None
-        and record.node.machine_id != event.machine_id
-        and silent_ns < cluster.limits.node_unreachable_ns
-    ):
+    if record.stream is not None and silent_ns < cluster.limits.node_unreachable_ns:
         raise ProtocolMismatch(
             f"node '{event.node_id}' is connected from another machine; give this agent another"
             " --name"
         )
+    if record.task_ids:
+        # On the same machine a new agent ends what the old one left; here nobody can, and the
+        # attempts may not be given up before their lease has ended them.
+        left_s = (_lost_after_ns(cluster) - silent_ns) / 1e9
+        raise NodeUnavailable(
+            f"node '{event.node_id}' was another machine, where {len(record.task_ids)} attempts"
+            f" may still run for {max(left_s, 0):.0f} s; try again then, or give this agent"
+            " another --name",
+            node=event.node_id,
+        )
+
+
+def _lost_after_ns(cluster: Cluster) -> int:
+    """Return the silence after which an agent has ended all its attempts by itself."""
+    limits = cluster.limits
+    return limits.attempt_lease_ns + limits.cancel_grace_ns + limits.lease_margin_ns
 
 
 def _node(event: NodeJoined, before: Node | None) -> Node:
@@ -180,7 +196,7 @@ def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
     A node that is heard of again is brought back by `Cluster.touch`.
     """
     limits = cluster.limits
-    lost_after_ns = limits.attempt_lease_ns + limits.cancel_grace_ns + limits.lease_margin_ns
+    lost_after_ns = _lost_after_ns(cluster)
     commands: Commands = []
     for slot in cluster.table.silent_slots(now_ns - limits.node_unreachable_ns):
         node_id = cluster.table.ids[slot]
@@ -193,5 +209,8 @@ def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
         if silent_ns >= lost_after_ns:
             reason = f"node {node_id} has been silent for {silent_ns // 1_000_000_000} s"
             for task_id in sorted(record.task_ids):
-                commands += lose(cluster, cluster.tasks[task_id], "NODE_LOST", reason, now_ns)
+                task = cluster.tasks[task_id]
+                if record.stream is not None:  # mute but there: it must not go on with it
+                    commands.append(SendStop(node_id, task.id, task.attempt, 0))
+                commands += lose(cluster, task, "NODE_LOST", reason, now_ns)
     return commands

@@ -44,6 +44,7 @@ class NodeTable:
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
         self.ids: list[str | None] = [None] * nodes_max
         self._machine_rows: dict[str, int] = {}
+        self._machine_ids: dict[int, str] = {}
         self._machine_members: dict[int, set[int]] = {}
         self._machine_free: list[int] = list(range(nodes_max - 1, -1, -1))
 
@@ -66,6 +67,7 @@ class NodeTable:
         row = self._machine_rows.get(node.machine_id)
         if row is None:
             row = self._machine_rows[node.machine_id] = self._machine_free.pop()
+            self._machine_ids[row] = node.machine_id
             self._machine_members[row] = set()
         self._machine_members[row].add(slot)
         self.machine[slot] = row
@@ -105,7 +107,4 @@ class NodeTable:
         if not members:
             del self._machine_members[row]
             self._machine_free.append(row)
-            for machine_id, value in self._machine_rows.items():
-                if value == row:
-                    del self._machine_rows[machine_id]
-                    break
+            del self._machine_rows[self._machine_ids.pop(row)]

@@ -15,6 +15,9 @@ import numpy as np
 from controller.core.nodes import Bools, Floats, Ints
 from controller.core.queue import PendingQueue, Shape
 
+# Beyond so many different cpus each further shape is looked at, which costs time and no more.
+REFUSED_CPUS_MAX = 64
+
 
 @dataclass(slots=True)
 class Offers:
@@ -26,6 +29,7 @@ class Offers:
     own: Ints
     machine: Ints
     capacity: Ints
+    when_empty: Ints  # what it could promise without any task of MASS on its machine
     cpus: Floats
     cpus_free: Floats
     members: Callable[[int], frozenset[int]]  # the slots on the same machine
@@ -51,6 +55,31 @@ class Refusal:
     best_promise_bytes: int = 0
 
 
+class Refusals:
+    """Which waiting shapes were refused in a round. Why is worked out when somebody asks, from
+    what the nodes offered at its end: thousands of shapes may wait, and few are asked about."""
+
+    def __init__(self, offers: Offers | None = None, kept: Bools | None = None) -> None:
+        self._offers, self._kept = offers, kept
+        self._known: dict[Shape, Refusal | None] = {}
+
+    def add(self, shape: Shape, refusal: Refusal | None = None) -> None:
+        """Note that no task of this shape can be placed any more; None leaves why open."""
+        self._known[shape] = refusal
+
+    def get(self, shape: Shape) -> Refusal | None:
+        """Return why tasks of this shape were refused; None if they were not."""
+        if shape not in self._known:
+            return None
+        refusal = self._known[shape]
+        if refusal is None:
+            assert self._offers is not None
+            assert self._kept is not None
+            refusal = explain_shape(self._offers, shape, self._kept)
+            self._known[shape] = refusal
+        return refusal
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """One task for one node."""
@@ -64,8 +93,8 @@ class Placement:
 class Placements:
     """The outcome of one round."""
 
+    refused: Refusals
     placed: list[Placement] = field(default_factory=list)
-    refused: dict[Shape, Refusal] = field(default_factory=dict)
     overtaken: set[int] = field(default_factory=set)  # refused, and a later task was placed
 
 
@@ -123,54 +152,77 @@ class Chooser:
         return None
 
 
+class _Round:
+    """One walk through the queue."""
+
+    def __init__(self, queue: PendingQueue, offers: Offers, kept_for: Mapping[int, int]) -> None:
+        self.offers = offers
+        self.kept = np.zeros(len(offers.open), dtype=np.bool_)
+        self.choosers: dict[Shape, Chooser] = {}
+        self.result = Placements(Refusals(offers, self.kept))
+        # Tasks of one shape are interchangeable: a node kept for one of them serves the first.
+        self.kept_for: dict[Shape, list[int]] = {}
+        for task_id, slot in kept_for.items():
+            self.kept_for.setdefault(queue.shape(task_id), []).append(slot)
+        self._refused_bytes: dict[float, int] = {}  # by cpus, the smallest request refused
+
+    def choose(self, shape: Shape) -> int | None:
+        """Return the best slot for a task of this shape, or None."""
+        if self._hopeless(shape):
+            return None
+        chooser = self.choosers.get(shape)
+        if chooser is None:
+            chooser = self.choosers[shape] = Chooser(self.offers, shape, self.kept)
+        slot = chooser.choose()
+        if slot is None and len(self._refused_bytes) < REFUSED_CPUS_MAX:
+            self._refused_bytes[shape.cpus] = shape.memory_request_bytes
+        return slot
+
+    def _hopeless(self, shape: Shape) -> bool:
+        """Say whether a shape that asks no more was refused: offers only fall within a round."""
+        return any(
+            cpus <= shape.cpus and size_bytes <= shape.memory_request_bytes
+            for cpus, size_bytes in self._refused_bytes.items()
+        )
+
+    def refuse(self, shape: Shape, refusal: Refusal | None = None) -> None:
+        """Note a refusal; from now on the nodes kept for this shape are closed to others."""
+        self.result.refused.add(shape, refusal)
+        slots = self.kept_for.pop(shape, None)
+        if slots:
+            self.kept[slots] = True
+            self.choosers.clear()  # they were made without these slots being kept
+
+
 def place(
-    queue: PendingQueue,
-    offers: Offers,
-    kept_for: Mapping[int, int],
-    room: int,
+    queue: PendingQueue, offers: Offers, kept_for: Mapping[int, int], room: int
 ) -> Placements:
     """Place waiting tasks in order until none fits any more.
 
-    kept_for maps a task id to the slot that is kept free for it: tasks later in the order do not
-    get that slot. At most `room` tasks are placed.
+    kept_for maps a waiting task's id to the slot that is kept free for it: shapes that come later
+    in the order do not get that slot. At most `room` tasks are placed.
     """
-    result = Placements()
+    walk = _Round(queue, offers, kept_for)
     ordered = queue.in_order()
-    choosers: dict[Shape, Chooser] = {}
-    kept = np.zeros(len(offers.open), dtype=np.bool_)
-    kept_by_task = dict(kept_for)
+    result = walk.result
     passed_over: list[int] = []  # refused since the last task was placed
     while (entry := ordered.next()) is not None:
         task_id, shape = entry
         if len(result.placed) >= room:
-            result.refused[shape] = Refusal("RUNNING_LIMIT", int(offers.open.sum()))
+            walk.refuse(shape, Refusal("RUNNING_LIMIT", int(np.count_nonzero(offers.open))))
             ordered.skip_shape()
             continue
-        slot = _choose(offers, shape, kept, choosers)
+        slot = walk.choose(shape)
         if slot is None:
-            result.refused[shape] = explain_shape(offers, shape, kept)
+            walk.refuse(shape)
             passed_over.append(task_id)
-            own_slot = kept_by_task.pop(task_id, None)
-            if own_slot is not None:
-                kept[own_slot] = True
-                choosers.clear()  # they were made without this slot being kept
             ordered.skip_shape()
             continue
-        kept_by_task.pop(task_id, None)
         offers.take(slot, shape)
         result.placed.append(Placement(task_id, slot, shape))
         result.overtaken.update(passed_over)
         passed_over.clear()
     return result
-
-
-def _choose(
-    offers: Offers, shape: Shape, kept: Bools, choosers: dict[Shape, Chooser]
-) -> int | None:
-    chooser = choosers.get(shape)
-    if chooser is None:
-        chooser = choosers[shape] = Chooser(offers, shape, kept)
-    return chooser.choose()
 
 
 def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
@@ -195,17 +247,22 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
     return Refusal("NO_NODE_WITH_MEMORY", nodes, best, int(offers.promise[best]))
 
 
+def able_when_empty(offers: Offers, shape: Shape) -> Bools:
+    """Return which slots could take this shape once all tasks there have ended."""
+    return (
+        offers.open
+        & ~offers.blocked
+        & (offers.when_empty >= shape.memory_request_bytes)
+        & (offers.cpus >= shape.cpus)
+    )
+
+
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:
     """Return the node that will soonest fit a task that others keep overtaking.
 
     That is the one with the largest promise among those that could take it when empty.
     """
-    able = (
-        offers.open
-        & ~taken
-        & (offers.capacity >= shape.memory_request_bytes)
-        & (offers.cpus >= shape.cpus)
-    )
+    able = able_when_empty(offers, shape) & ~taken
     if not able.any():
         return None
     return int(np.argmax(np.where(able, offers.promise, -1)))

@@ -49,8 +49,10 @@ class Promises:
     Terms of the machine are the same for all nodes on it.
     """
 
+    known: Bools  # its machine was measured lately
     own: Ints
     machine: Ints
+    machine_total: Ints
     promise: Ints
     foreign: Ints
     machine_used: Ints
@@ -70,8 +72,10 @@ def compute(view: MemoryView, limits: Limits) -> Promises:
     """Return the promises of all nodes. Cost: a few passes over the columns."""
     used = view.total - view.available
     charged, tasks_used, total = view.charged, view.tasks_used, view.total
+    known = view.used_slot & view.measured
     if view.machines_shared:
         used, total = _freshest(view, used), _freshest(view, total)
+        known = view.used_slot & _per_machine(view, view.measured.astype(np.int64)).astype(np.bool_)
         charged = _per_machine(view, charged)
         tasks_used = _per_machine(view, tasks_used)
     foreign = np.maximum(used - tasks_used, 0)
@@ -81,11 +85,14 @@ def compute(view: MemoryView, limits: Limits) -> Promises:
     own = view.capacity - view.charged
     machine = total - reserve - foreign - charged
     promise = np.maximum(np.minimum(own, machine), 0)
-    pressure = _pressure(view, used, total, limits)
+    pressure = _pressure(view, known, used, total, limits)
     return Promises(
+        known=known,
         own=own,
         machine=machine,
-        promise=np.where(view.used_slot, promise, 0),
+        machine_total=total,
+        # What is not measured is not promised: anything may be running there.
+        promise=np.where(known, promise, 0),
         foreign=foreign,
         machine_used=used,
         machine_charged=charged,
@@ -103,13 +110,14 @@ def _per_machine(view: MemoryView, column: Ints) -> Ints:
 
 def _freshest(view: MemoryView, column: Ints) -> Ints:
     """Return for each slot the column's value from the newest sample of its machine."""
-    order = np.argsort(np.where(view.used_slot, view.sampled_at_ns, -1), kind="stable")
+    measured = view.used_slot & view.measured
+    order = np.argsort(np.where(measured, view.sampled_at_ns, -1), kind="stable")
     newest = np.zeros(int(view.machine.max(initial=0)) + 1, dtype=np.int64)
     newest[view.machine[order]] = column[order]  # the last write of a row stays: the newest sample
     return newest[view.machine]
 
 
-def _pressure(view: MemoryView, used: Ints, total: Ints, limits: Limits) -> Ints:
+def _pressure(view: MemoryView, known: Bools, used: Ints, total: Ints, limits: Limits) -> Ints:
     """Return the worse of the machine's and the node's own pressure, as an index."""
     own = view.tasks_used * 100.0 / np.maximum(view.capacity, 1)
     percent = np.maximum(used * 100.0 / np.maximum(total, 1), own)
@@ -125,5 +133,5 @@ def _pressure(view: MemoryView, used: Ints, total: Ints, limits: Limits) -> Ints
     )
     for index, (bound_percent, bound_ns) in enumerate(steps, start=1):
         level[(percent >= bound_percent) | (seconds <= bound_ns / 1e9)] = index
-    level[~(view.used_slot & view.measured)] = 0
+    level[~known] = 0
     return level

@@ -75,9 +75,9 @@ class PendingQueue:
             line.entries = [entry for entry in line.entries if entry[1] in line.members]
             heapq.heapify(line.entries)
 
-    def shapes(self) -> tuple[Shape, ...]:
-        """Return the shapes that have a waiting task."""
-        return tuple(self._lines)
+    def shape(self, task_id: int) -> Shape:
+        """Return the shape of a task that is in the queue."""
+        return self._shape_by_task[task_id]
 
     def in_order(self) -> OrderedTasks:
         """Return an iteration for one cycle; the queue must not change meanwhile."""
@@ -110,8 +110,7 @@ class OrderedTasks:
         if not self._heads:
             return None
         _, task_id, index = heapq.heappop(self._heads)
-        if self._walks[index] is not None:
-            self._last = index
+        self._last = index
         return task_id, self._shapes[index]
 
     def skip_shape(self) -> None:

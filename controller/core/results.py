@@ -14,6 +14,8 @@ from controller.core.placement import Offers
 from controller.core.promise import MemoryView, Promises
 from controller.core.rules import RuleResult
 
+GROWTH_MAX = float(1 << 50)  # bytes per second; an agent may say anything
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -48,19 +50,20 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
     available = history.latest("mem_available", now_ns)
     measured = ~(np.isnan(total) | np.isnan(available))
     whole = np.where(measured, total, table.total_bytes[:count]).astype(np.int64)
-    growth = np.nan_to_num(history.latest("mem_growth", now_ns), nan=0.0).astype(np.int64)
+    growth = np.nan_to_num(history.latest("mem_growth", now_ns), nan=0.0)
     memory = MemoryView(
-        used_slot=table.used[:count],
+        used_slot=table.used[:count].copy(),
         measured=measured,
         sampled_at_ns=sampled_at_ns,
-        machine=table.machine[:count],
+        machine=table.machine[:count].copy(),
         total=whole,
         available=np.where(measured, available, whole).astype(np.int64),
-        capacity=ledger.capacity_bytes[:count],
-        reserved=ledger.reserved_bytes[:count],
-        charged=ledger.charged_bytes[:count],
-        tasks_used=ledger.used_bytes[:count],
-        growth_per_second=growth,
+        # Copies: this cycle's own assignments change the ledger, and what it saw is shown later.
+        capacity=ledger.capacity_bytes[:count].copy(),
+        reserved=ledger.reserved_bytes[:count].copy(),
+        charged=ledger.charged_bytes[:count].copy(),
+        tasks_used=ledger.used_bytes[:count].copy(),
+        growth_per_second=growth.clip(-GROWTH_MAX, GROWTH_MAX).astype(np.int64),
         machines_shared=table.machines_shared,
     )
     return Metrics(now_ns, count, memory, _columns(cluster, memory, now_ns))
@@ -103,14 +106,16 @@ def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: 
     """Return a working copy of what the nodes offer."""
     table = cluster.table
     count = table.count
+    machine_when_empty = promises.machine + promises.machine_charged
     return Offers(
-        open=table.open[:count].copy(),
+        open=table.open[:count] & promises.known,
         blocked=blocked,
         promise=promises.promise.copy(),
         own=promises.own.copy(),
         machine=promises.machine.copy(),
-        capacity=capacity.copy(),
-        cpus=table.cpus[:count],
+        capacity=capacity,
+        when_empty=np.minimum(capacity, machine_when_empty),
+        cpus=table.cpus[:count].copy(),
         cpus_free=table.cpus[:count] - table.cpus_used[:count],
         members=table.neighbours,
         machines_shared=table.machines_shared,

@@ -36,9 +36,14 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.model import TaskState
-from controller.core.placement import Placement, Refusal, node_to_keep, place
+from controller.core.placement import (
+    Placement,
+    Refusal,
+    able_when_empty,
+    node_to_keep,
+    place,
+)
 from controller.core.promise import compute
-from controller.core.queue import shape_of
 from controller.core.results import Metrics, Results, make_offers, read_metrics
 from controller.core.rules import blocked, evaluate
 
@@ -81,6 +86,8 @@ class Scheduler:
             case Tick():
                 commands = node_events.watch_silence(cluster, event.at_ns)
                 cluster.recover_room()
+                if not commands:  # time alone waits for the interval
+                    return ()
         self.cycle_wanted = True
         return tuple(commands)
 
@@ -128,8 +135,7 @@ class Scheduler:
         kept_max = max(1, int(offers.open.sum()) // 4)
         taken = np.zeros(results.count, dtype=np.bool_)
         for task_id, slot in list(cluster.kept_slots.items()):
-            spec = cluster.tasks[task_id].spec
-            if offers.open[slot] and offers.capacity[slot] >= spec.memory_request_bytes:
+            if able_when_empty(offers, cluster.queue.shape(task_id))[slot]:
                 taken[slot] = True
             else:
                 del cluster.kept_slots[task_id]  # the node cannot take it any more
@@ -139,7 +145,7 @@ class Scheduler:
             waited_ns = results.now_ns - since_ns
             if task_id in cluster.kept_slots or waited_ns < cluster.limits.overtaken_max_ns:
                 continue
-            found = node_to_keep(offers, shape_of(cluster.tasks[task_id]), taken)
+            found = node_to_keep(offers, cluster.queue.shape(task_id), taken)
             if found is not None:
                 cluster.kept_slots[task_id] = found
                 taken[found] = True
@@ -188,7 +194,9 @@ class Scheduler:
     def _withdraw(self, placement: Placement, code: str) -> None:
         """Leave a task waiting whose reservation was refused."""
         nodes = int(np.count_nonzero(self.cluster.table.open))
-        self.cluster.refusals[placement.shape] = Refusal(code, nodes, placement.slot)
+        free_bytes = max(0, self.cluster.ledger.free_bytes(placement.slot))
+        refusal = Refusal(code, nodes, placement.slot, free_bytes)
+        self.cluster.refusals.add(placement.shape, refusal)
 
     def display_results(self, results: Results) -> None:
         """Publish what the shells show: lists, explanations, the live view."""

@@ -71,9 +71,12 @@ def on_tasks_cancelled(cluster: Cluster, event: TasksCancelled) -> Commands:
     commands: Commands = []
     for task_id in event.task_ids:
         task = cluster.tasks.get(task_id)
-        if task is None or task.cancelled:
-            continue  # it has ended meanwhile, or is being ended
-        if task.state in PLACED_STATES:
+        if task is None:
+            continue  # it has ended meanwhile
+        if task.cancelled:
+            # Being ended already: the agent lets the shorter of two graces hold.
+            commands.append(SendStop(task.node_id, task.id, task.attempt, event.grace_ns))
+        elif task.state in PLACED_STATES:
             task = replace(
                 with_state(task, TaskState.STOPPING, "CANCELLED", "cancelled by its user"),
                 cancelled=True,
@@ -92,11 +95,13 @@ def on_tasks_cancelled(cluster: Cluster, event: TasksCancelled) -> Commands:
 
 def on_attempt_started(cluster: Cluster, event: AttemptStarted) -> Commands:
     """Note that the process runs; a report of another attempt changes nothing."""
+    if _replaced(cluster, event):
+        return []
     commands: Commands = [_acknowledge(cluster, event.node_id, event.sequence)]
     task = _fenced(cluster, event)
     if task is None or task.started_at_ns:
         return commands
-    task = replace(task, started_at_ns=event.started_at_ns)
+    task = replace(task, started_at_ns=_between(task, event.started_at_ns, event.at_ns))
     if task.state in (TaskState.ASSIGNED, TaskState.STARTING):
         task = with_state(task, TaskState.RUNNING)
     cluster.put_task(task)
@@ -106,52 +111,43 @@ def on_attempt_started(cluster: Cluster, event: AttemptStarted) -> Commands:
 
 def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     """Decide what an ended attempt means for its task: an end, or another attempt."""
+    if _replaced(cluster, event):
+        return []
     commands: Commands = [_acknowledge(cluster, event.node_id, event.sequence)]
     task = _fenced(cluster, event)
     if task is None:
         return commands
     outcome, code, reason = judge(task, event)
-    commands.append(
-        SaveAttempt(
-            Attempt(
-                task_id=task.id,
-                number=task.attempt,
-                node_id=task.node_id,
-                outcome=outcome,
-                assigned_at_ns=task.assigned_at_ns,
-                started_at_ns=event.started_at_ns,
-                ended_at_ns=event.ended_at_ns,
-                exit_code=event.exit_code,
-                signal=event.signal,
-                memory_peak_bytes=event.memory_peak_bytes,
-                memory_limit_bytes=task.memory_limit_bytes,
-                oom_cause=event.oom_cause,
-                reason=reason,
-            )
-        )
+    ended_at_ns = _between(task, event.ended_at_ns, event.at_ns)
+    if event.started_at_ns:
+        started_at_ns = _between(task, event.started_at_ns, ended_at_ns)
+        task = replace(task, started_at_ns=started_at_ns)
+    task = replace(
+        task, exit_code=event.exit_code, signal=event.signal, oom_cause=event.oom_cause
     )
+    ended = _attempt(task, outcome, reason, ended_at_ns)
+    commands.append(SaveAttempt(replace(ended, memory_peak_bytes=event.memory_peak_bytes)))
     for stream, tail in (
         (OutputStream.STDOUT, event.stdout_tail),
         (OutputStream.STDERR, event.stderr_tail),
     ):
         if tail:
             commands.append(SaveOutput(task.id, task.attempt, stream, tail))
-    task = replace(
-        task,
-        started_at_ns=event.started_at_ns or task.started_at_ns,
-        exit_code=event.exit_code,
-        signal=event.signal,
-        memory_peak_bytes=max(task.memory_peak_bytes, event.memory_peak_bytes),
-        oom_cause=event.oom_cause,
-    )
+    peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
+    task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
-        return commands + lose(cluster, task, code, reason, event.at_ns)
-    if outcome is TaskState.FAILED and task.failures < task.spec.retries:
+        return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
+    # A cancelled task may fail by itself before the stop reaches it: that is its end too.
+    if (
+        outcome is TaskState.FAILED
+        and task.failures < task.spec.retries
+        and not task.cancelled
+    ):
         again = f"attempt {task.attempt} {reason}; retry {task.failures + 1} of {task.spec.retries}"
         return commands + _requeue(cluster, replace(task, failures=task.failures + 1), again)
     if outcome is TaskState.FAILED:
         task = replace(task, failures=task.failures + 1)
-    return commands + _end(cluster, task, outcome, code, reason, event.ended_at_ns)
+    return commands + _end(cluster, task, outcome, code, reason, ended_at_ns)
 
 
 def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
@@ -162,6 +158,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.start_error:
         if task.cancelled:
             return TaskState.CANCELLED, "CANCELLED", "cancelled by its user before it started"
+        if event.stopped:
+            return TaskState.LOST, "NODE_LOST", f"node {task.node_id}: {event.start_error}"
         return TaskState.FAILED, "START_ERROR", f"could not be started: {event.start_error}"
     if task.cancelled and event.stopped:
         return TaskState.CANCELLED, "CANCELLED", "cancelled by its user"
@@ -176,11 +174,25 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
         return TaskState.SUCCEEDED, "", ""
     if event.signal is not None:
         return TaskState.FAILED, "SIGNAL", f"ended by signal {_signal_name(event.signal)}"
+    if event.exit_code is None:
+        return TaskState.FAILED, "EXIT_CODE", "ended in a way that its agent could not see"
     return TaskState.FAILED, "EXIT_CODE", f"exited with code {event.exit_code}"
 
 
 def lose(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> Commands:
-    """Answer the loss of an attempt that cannot be told how it ended, without counting it."""
+    """Answer the loss of an attempt of which nobody will tell how it ended."""
+    # What earlier attempts left behind is not this one's.
+    unknown = replace(
+        task, exit_code=None, signal=None, memory_peak_bytes=0, oom_cause=OomCause.NONE
+    )
+    ended = SaveAttempt(_attempt(unknown, TaskState.LOST, reason, now_ns))
+    return [ended, *_requeue_or_end(cluster, task, code, reason, now_ns)]
+
+
+def _requeue_or_end(
+    cluster: Cluster, task: Task, code: str, reason: str, now_ns: int
+) -> Commands:
+    """Run a task with a lost attempt again, without counting it, unless it must not be."""
     if task.cancelled:
         cancelled = "cancelled by its user"
         return _end(cluster, task, TaskState.CANCELLED, "CANCELLED", cancelled, now_ns)
@@ -219,6 +231,38 @@ def _fenced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | No
     if task.attempt != event.attempt or task.node_id != event.node_id:
         return None
     return task
+
+
+def _replaced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> bool:
+    """Say whether the report came on a stream that another one of its node has replaced.
+
+    It must not be acknowledged: sequences count per agent process, and that may be another by
+    now. If it is the same one, it repeats the report on its new stream.
+    """
+    return event.stream is not None and event.stream != cluster.nodes[event.node_id].stream
+
+
+def _between(task: Task, at_ns: int, now_ns: int) -> int:
+    """Return an instant of an agent's clock, which may be wrong, within what can be true."""
+    return min(max(at_ns, task.assigned_at_ns), now_ns)
+
+
+def _attempt(task: Task, outcome: TaskState, reason: str, ended_at_ns: int) -> Attempt:
+    return Attempt(
+        task_id=task.id,
+        number=task.attempt,
+        node_id=task.node_id,
+        outcome=outcome,
+        assigned_at_ns=task.assigned_at_ns,
+        started_at_ns=task.started_at_ns,
+        ended_at_ns=ended_at_ns,
+        exit_code=task.exit_code,
+        signal=task.signal,
+        memory_peak_bytes=task.memory_peak_bytes,
+        memory_limit_bytes=task.memory_limit_bytes,
+        oom_cause=task.oom_cause,
+        reason=reason,
+    )
 
 
 def _acknowledge(cluster: Cluster, node_id: str, sequence: int) -> SendAcknowledgement:

@@ -43,7 +43,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             record = await self._welcome(request_iterator, number)
             node_id = record.node.id
             log.info("agent connected node=%s stream=%d peer=%s", node_id, number, context.peer())
-            await self._serve(request_iterator, context, record, outbox)
+            await self._serve(request_iterator, context, record, number, outbox)
         except MassError as error:
             reason = error.message
             log.warning("agent refused node=%s stream=%d reason=%s", node_id, number, reason)
@@ -77,11 +77,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         messages: AsyncIterator[agent_pb2.AgentMessage],
         context: Context,
         record: NodeRecord,
+        number: int,
         outbox: Outbox,
     ) -> None:
         """Read and write until either side ends."""
         writer = asyncio.create_task(_write(context, outbox))
-        reader = asyncio.create_task(self._read(messages, record))
+        reader = asyncio.create_task(self._read(messages, record, number))
         try:
             done, _ = await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -92,10 +93,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             await asyncio.gather(reader, writer, return_exceptions=True)
 
     async def _read(
-        self, messages: AsyncIterator[agent_pb2.AgentMessage], record: NodeRecord
+        self, messages: AsyncIterator[agent_pb2.AgentMessage], record: NodeRecord, number: int
     ) -> None:
         engine, cluster = self._engine, self._engine.cluster
         async for message in messages:
+            if record.stream != number:
+                return  # a later stream has replaced this one, maybe another agent process
             now_ns = engine.now_ns()
             kind = message.WhichOneof("body")
             if kind == "samples":
@@ -105,7 +108,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             cluster.touch(record, now_ns)
             if kind == "reports":
                 for report in message.reports.reports:
-                    engine.post(wire.report(report, record.node.id, now_ns))
+                    engine.post(wire.report(report, record.node.id, now_ns, number))
                 while engine.crowded:
                     await asyncio.sleep(CROWDED_PAUSE_S)
             elif kind == "output":

@@ -80,7 +80,7 @@ Call = grpc.aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.ControllerMes
 
 
 class Connection:
-    """Keeps one agent connected; `run` goes on until it is cancelled or the agent is refused."""
+    """Keeps one agent connected; `run` goes on until it is cancelled, refused or has left."""
 
     def __init__(
         self,
@@ -107,9 +107,10 @@ class Connection:
         self._lease_ns = LEASE_DEFAULT_NS
         self._contact_ns = boot_clock_ns()
         self._failures = 0
+        self._left = False
 
     async def run(self) -> None:
-        """Stay connected for ever.
+        """Stay connected until `leave` has said goodbye.
 
         Raises:
             AgentRefused: the controller says that this agent can never be taken.
@@ -139,6 +140,7 @@ class Connection:
                 while self._lifecycle.live() or (self.connected and self._lifecycle.unacknowledged):
                     await asyncio.sleep(LEAVE_LOOK_SECONDS)
                 self._attempts.handle(Leaving(0))
+                self._left = True
                 self._outbox.say_goodbye(reason)
                 while self.connected:
                     await asyncio.sleep(LEAVE_LOOK_SECONDS)
@@ -152,6 +154,8 @@ class Connection:
             try:
                 await self._connect()
             except StreamLost as lost:
+                if self._left:
+                    return
                 delay = self._back_off(lost)
                 LOG.warning(
                     "disconnected controller=%s reason=%r retry_seconds=%.1f",

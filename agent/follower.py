@@ -18,7 +18,7 @@ from mass.v1 import agent_pb2
 
 from agent import wire
 from agent.attempt import Key
-from agent.output import OutputFile, attempt_paths
+from agent.output import OutputFile, OutputPaths, attempt_paths
 
 LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ class Follower:
         self._work_dir = str(work_dir)
         self._running: dict[tuple[Key, int], Followed] = {}
         self._attempts_kept = attempts_kept
-        self._ended: OrderedDict[Key, None] = OrderedDict.fromkeys(_left(work_dir / "tasks"))
+        # Paths are kept with each attempt: building one anew costs more than reading its size.
+        self._paths: dict[Key, OutputPaths] = {}  # of running attempts
+        self._ended: OrderedDict[Key, OutputPaths] = OrderedDict(
+            (key, attempt_paths(self._work_dir, *key)) for key in _left(work_dir / "tasks")
+        )
         self._forget_oldest()
 
     def begin(self, key: Key) -> tuple[str, str, str]:
@@ -61,7 +65,7 @@ class Follower:
         Raises:
             OSError: the directory cannot be made.
         """
-        paths = attempt_paths(self._work_dir, *key)
+        paths = self._paths[key] = attempt_paths(self._work_dir, *key)
         directory = os.path.dirname(paths.stdout)
         os.makedirs(directory, mode=0o755, exist_ok=True)
         self._running[key, wire.STDOUT] = Followed(paths.stdout)
@@ -70,10 +74,12 @@ class Follower:
 
     def end(self, key: Key) -> None:
         """Stop following; the files stay until newer ended attempts push them out."""
+        paths = self._paths.pop(key, None)
+        if paths is None:
+            return
         for stream in STREAMS:
-            if self._running.pop((key, stream), None) is None:
-                return
-        self._ended[key] = None
+            self._running.pop((key, stream), None)
+        self._ended[key] = paths
         self._forget_oldest()
 
     def look(self) -> list[tuple[Key, int]]:
@@ -165,13 +171,14 @@ class Follower:
         answer.end = piece.next_offset >= total_bytes
 
     def _path(self, key: Key, stream: int) -> str:
-        paths = attempt_paths(self._work_dir, *key)
+        paths = self._paths.get(key) or self._ended.get(key)
+        if paths is None:
+            paths = attempt_paths(self._work_dir, *key)
         return paths.stderr if stream == wire.STDERR else paths.stdout
 
     def _forget_oldest(self) -> None:
         while len(self._ended) > self._attempts_kept:
-            key, _ = self._ended.popitem(last=False)
-            paths = attempt_paths(self._work_dir, *key)
+            _, paths = self._ended.popitem(last=False)
             _remove(paths.stdout, paths.stderr)
 
 

@@ -14,7 +14,7 @@ import fcntl
 import json
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from agent.attempt import Ended, Key, OomCause, Outcome
@@ -22,6 +22,7 @@ from agent.attempt import Ended, Key, OomCause, Outcome
 LOG = logging.getLogger(__name__)
 
 FILE_BYTES_MAX = 65_536
+_OUTCOME_FIELDS = tuple(field.name for field in fields(Outcome))
 
 
 class WorkDirRefused(Exception):
@@ -106,7 +107,8 @@ class Spool:
 
 
 def _encode(ended: Ended) -> bytes:
-    values = asdict(ended.outcome) | {
+    outcome = ended.outcome
+    values = {name: getattr(outcome, name) for name in _OUTCOME_FIELDS} | {
         "oom_cause": ended.oom_cause.value,
         "timed_out": ended.timed_out,
         "stopped": ended.stopped,

@@ -129,8 +129,8 @@ INTERNAL void unlock(mass_pool_t *pool) {
     atomic_store_explicit(&pool->lock, 0, memory_order_release);
 }
 
-/* After a linear call: a thread that makes one after the other would hold the lock whenever a waiter
- * wakes up, so it sleeps too while there are any. */
+/* After a linear call: a thread that makes one after the other would hold the lock whenever a
+ * waiter wakes up, so it sleeps too while there are any. */
 static void unlock_after_long(mass_pool_t *pool) {
     const struct timespec nap = {0, 2 * NAP_NS};
     unlock(pool);

@@ -12,7 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { GRANULE = 16, WORDS = GRANULE / 4, SLOTS = 3, SIZES_MAX = 6, GRANULES_MAX = 256, MEMORY_BYTES = 16384 };
+enum { GRANULE = 16, WORDS = GRANULE / 4, GRANULES_MAX = 256, MEMORY_BYTES = 16384 };
+enum { SLOTS = 3, SIZES_MAX = 6 };
 
 typedef struct {
     void *block[SLOTS];

@@ -129,9 +129,9 @@ def _read_yaml(text: str, place: _Place, loaded: _Loaded) -> None:
         mark = error.problem_mark or error.context_mark
         where = _Place(place.file, mark.line + 1 if mark else 0)
         raise where.error(f"this is not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise place.error(f"this is not YAML: {reason}") from None
+    except yaml.reader.ReaderError as error:
+        where = _Place(place.file, text.count("\n", 0, error.position) + 1)
+        raise where.error("this is not YAML: a control character is not allowed") from None
     except RecursionError:
         raise place.error("the YAML nests too deep") from None
     if root is None:

@@ -1,0 +1,184 @@
+"""Rule files: good ones, bad ones with their messages beside them, and bounds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from controller.core.expressions import Window, WindowFunction
+from controller.core.limits import MINUTE_NS, SECOND_NS, Limits
+from controller.rulefile import RuleFileError, default_rules, load_rules
+
+# Python files end in .py.txt there, so that no tool takes them for code of this project.
+FILES = Path(__file__).parent / "rulefiles"
+BAD = sorted(path for path in (FILES / "bad").iterdir() if path.suffix != ".expected")
+
+
+def placed(path: Path, folder: Path) -> Path:
+    """Copy a file into the folder under the name it is meant to have."""
+    return Path(shutil.copy(path, folder / path.name.removesuffix(".txt")))
+
+
+def refusal(path: Path, limits: Limits | None = None) -> str:
+    with pytest.raises(RuleFileError) as caught:
+        load_rules([path], limits or Limits())
+    assert caught.value.reason == "INVALID_RULES"
+    return caught.value.message.replace(f"{path.parent}/", "")
+
+
+def write(folder: Path, text: str | bytes, name: str = "rules.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def rules_text(count: int) -> str:
+    rules = "".join(f"  - alert: A{n}\n    expr: load1 > {n}\n" for n in range(count))
+    return "groups:\n- name: g\n  rules:\n" + rules
+
+
+def test_yaml_file_is_read_with_every_key() -> None:
+    high, critical, busy = load_rules([FILES / "good" / "prometheus.yaml"]).rules
+    assert (high.name, high.group, high.expression.text) == (
+        "NodeMemoryHigh",
+        "memory",
+        "mem_percent > 80",
+    )
+    assert (high.hold_ns, high.keep_firing_ns) == (2 * MINUTE_NS, 5 * MINUTE_NS)
+    assert high.labels == {"severity": "warning", "tier": "2"}
+    assert high.annotations == {
+        "summary": "{{ $labels.node }} ({{$labels.severity}}) at {{ $value }}%"
+    }
+    assert not high.blocks_placement
+    assert critical.blocks_placement
+    assert critical.expression.metrics == {"mem_percent", "psi_full"}
+    assert (critical.hold_ns, critical.labels, critical.annotations) == (0, {}, {})
+    assert (busy.name, busy.group, busy.hold_ns) == ("Busy node", "load", 90 * MINUTE_NS)
+    assert busy.expression.windows == (Window(WindowFunction.AVG, "load5", 10 * MINUTE_NS),)
+
+
+def test_file_of_the_specification_is_read(tmp_path: Path) -> None:
+    path = placed(FILES / "good" / "specification.py.txt", tmp_path)
+    high, stays = load_rules([path]).rules
+    assert (high.name, high.expression.text) == ("High memory usage detected!", "mem_percent > 80")
+    assert (high.group, high.hold_ns) == ("specification", 0)
+    assert high.annotations == {"summary": "High memory usage detected!"}
+    assert stays.expression.text == "avg(mem_percent, '5m') > 90 and mem_available < 2*GiB"
+
+
+def test_files_come_in_the_order_given(tmp_path: Path) -> None:
+    first = placed(FILES / "good" / "specification.py.txt", tmp_path)
+    assert [
+        rule.group for rule in load_rules([first, FILES / "good" / "prometheus.yaml"]).rules
+    ] == [
+        "specification",
+        "specification",
+        "memory",
+        "memory",
+        "load",
+    ]
+    assert len(load_rules([])) == 0
+
+
+def test_default_rules_hold_what_the_documentation_promises() -> None:
+    rules = {rule.name: rule for rule in default_rules().rules}
+    assert list(rules) == [
+        "NodeMemoryHigh",
+        "NodeMemoryCritical",
+        "NodeMemoryPressure",
+        "NodeSwapping",
+        "NodeOomKills",
+        "NodeSilent",
+        "NodeDiskFull",
+    ]
+    assert rules["NodeMemoryHigh"].hold_ns == 2 * MINUTE_NS
+    assert rules["NodeMemoryCritical"].hold_ns == 10 * SECOND_NS
+    assert {name for name, rule in rules.items() if rule.blocks_placement} == {
+        "NodeMemoryCritical",
+        "NodeMemoryPressure",
+        "NodeDiskFull",
+    }
+    for rule in rules.values():
+        assert rule.labels["severity"] in ("warning", "critical")
+        assert "{{ $labels.node }}" in rule.annotations["summary"]
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.name)
+def test_bad_file_is_refused_with_its_message(path: Path, tmp_path: Path) -> None:
+    copy = placed(path, tmp_path)
+    expected = path.with_name(copy.name + ".expected").read_text()
+    assert refusal(copy) + "\n" == expected
+
+
+def test_every_message_has_its_file() -> None:
+    expected = {path.name for path in (FILES / "bad").iterdir() if path.suffix == ".expected"}
+    assert expected == {path.name.removesuffix(".txt") + ".expected" for path in BAD}
+
+
+def test_alert_name_is_taken_across_files(tmp_path: Path) -> None:
+    first, second = (write(tmp_path, rules_text(1), name) for name in ("a.yaml", "b.yml"))
+    with pytest.raises(RuleFileError, match=r"b\.yml:4: .*taken by the rule at .*a\.yaml:4"):
+        load_rules([first, second])
+
+
+def test_a_thousand_rules_are_read_and_one_more_is_refused(tmp_path: Path) -> None:
+    limits = Limits(rules_max=20)
+    assert len(load_rules([write(tmp_path, rules_text(20))], limits)) == 20
+    message = refusal(write(tmp_path, rules_text(21)), limits)
+    assert message == "rules.yaml:44: group 'g', rule 'A20': more than 20 rules"
+    assert Limits().rules_max == 1_000
+
+
+def test_file_larger_than_its_bound_is_refused(tmp_path: Path) -> None:
+    text = rules_text(3)
+    limits = Limits(rule_file_bytes_max=len(text))
+    assert len(load_rules([write(tmp_path, text)], limits)) == 3
+    message = refusal(write(tmp_path, text + "\n"), limits)
+    assert message == f"rules.yaml: the file is larger than {len(text)} bytes"
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.yaml") == (
+        "no.yaml: the file cannot be read: No such file or directory"
+    )
+    (tmp_path / "folder.yaml").mkdir()
+    assert refusal(tmp_path / "folder.yaml") == (
+        "folder.yaml: the file cannot be read: Is a directory"
+    )
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, b"groups:\n- name: \xff\n")) == (
+        "rules.yaml:2: the text is not UTF-8"
+    )
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    text = rules_text(2).replace("\n", "\r\n")
+    assert len(load_rules([write(tmp_path, b"\xef\xbb\xbf" + text.encode())])) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RULES = 1" + "+1" * 100_000,
+        "RULES = " + "-" * 100_000 + "1",
+        "RULES = " + "[" * 100_000,
+        "RULES = " + "not " * 100_000 + "1",
+        "RULES = [{" + "-" * 900 + "1: 'a'}]",
+        "RULES = " + "9" * 100_000,
+        "RULES = [\0]",
+    ],
+    ids=["sum", "signs", "brackets", "nots", "deep key", "digits", "null byte"],
+)
+def test_hostile_python_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(write(tmp_path, text, "rules.py")).startswith("rules.py:")
+
+
+def test_python_file_is_never_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    text = f"RULES = [{{'expression': open({str(mark)!r}, 'w').write('x'), 'alert': 'A'}}]"
+    assert "is a text in quotes" in refusal(write(tmp_path, text, "rules.py"))
+    assert not mark.exists()

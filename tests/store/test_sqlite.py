@@ -16,9 +16,24 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from support.stored_values import stored_alert, stored_attempt, stored_node, stored_task
+from support.stored_values import (
+    stored_alert,
+    stored_attempt,
+    stored_node,
+    stored_submission,
+    stored_task,
+)
 
-from controller.core.commands import Save, SaveAlert, SaveAttempt, SaveNode, SaveOutput, SaveTask
+from controller.core.commands import (
+    Save,
+    SaveAlert,
+    SaveAttempt,
+    SaveNode,
+    SaveOutput,
+    SaveSubmission,
+    SaveTask,
+)
+from controller.core.limits import Limits
 from controller.core.model import OutputStream, TaskState
 from controller.store import statements
 from controller.store.base import StoreBusy, StoreDamaged, StoreError, StoreFull
@@ -32,7 +47,7 @@ COMMITTER = """
 import asyncio, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from controller.core.commands import SaveAttempt, SaveOutput, SaveTask
+from controller.core.commands import SaveAttempt, SaveOutput, SaveSubmission, SaveTask
 from controller.core.model import OutputStream
 from controller.store.sqlite import SqliteStore
 from support.stored_values import stored_attempt, stored_task
@@ -243,6 +258,17 @@ class TestReadersAndWriters:
             await store.commit([SaveTask(stored_task(number))])
         assert not pruning.done()
         assert await pruning == 2_000
+
+    async def test_pruning_removes_all_rows_of_old_submissions(self, data: Path) -> None:
+        store = SqliteStore.open(data, Limits(submissions_kept=3))
+        # More than two batches.
+        submissions = [stored_submission(number) for number in range(1, 2_501)]
+        await store.commit([SaveSubmission(submission) for submission in submissions])
+        await store.prune(ended_before_ns=0, tasks_max=10)
+        query = "SELECT first_task_id FROM submissions ORDER BY 1"
+        rows = store._connections[0].execute(query).fetchall()
+        assert rows == [(2_498,), (2_499,), (2_500,)]
+        await store.close()
 
     async def test_a_state_change_does_not_write_the_specification_again(
         self, store: SqliteStore, data: Path

@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -29,6 +30,7 @@ BATCH_MAX = 100  # notices of one POST
 TIMEOUT_S = 5.0  # of connecting, and of each read
 BACK_OFF_S = (0.2, 1.0, 5.0)  # the waits before the second and each further try
 CLOSE_S = 5.0  # how long close waits for what is queued
+HURRIED_BACK_OFF_S = 0.1  # instead of the waits above while close waits
 # Answers that another try may change; other refusals of the receiver are final.
 _RETRIED_STATUS = frozenset({408, 429})
 
@@ -58,7 +60,7 @@ class Notifier:
         self._queue: deque[Alert] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._stop = threading.Event()  # ends the waits between tries
+        self._hurry = threading.Event()  # ends the wait between two tries
         self._thread: threading.Thread | None = None
         if webhook is not None:
             self._url, self._receiver = webhook, _checked_receiver(webhook)
@@ -88,8 +90,8 @@ class Notifier:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._hurry.set()
         await asyncio.to_thread(self._thread.join, CLOSE_S)
-        self._stop.set()
         with self._changed:
             left_count = len(self._queue)
             self._queue.clear()
@@ -130,8 +132,9 @@ class Notifier:
                 return
             if final or tries > len(self._back_off_s):
                 break
-            if self._stop.wait(self._back_off_s[tries - 1]):
-                break
+            back_off_s = self._back_off_s[tries - 1]
+            if self._hurry.wait(back_off_s):
+                time.sleep(min(back_off_s, HURRIED_BACK_OFF_S))
         self.failed_count += len(batch)
         log.error(
             "webhook receiver=%s notices=%d given_up_after_tries=%d problem=%s",

@@ -83,6 +83,7 @@ class Engine:
         self._cycle_timer: asyncio.TimerHandle | None = None
         self._last_cycle_ns = 0
         self._stopping = False
+        self._pruning: asyncio.Task[None] | None = None
 
     # --- what others call ---
 
@@ -159,11 +160,13 @@ class Engine:
             await self._turn()
             if loop.time() >= next_prune_s:
                 next_prune_s = loop.time() + PRUNE_S
-                await self._prune()
+                self._start_pruning()
 
     def stop(self) -> None:
         """End the loop after the present turn and close all streams."""
         self._stopping = True
+        if self._pruning is not None:
+            self._pruning.cancel()
         self._wake.set()
         for outbox in self._outboxes.values():
             outbox.close(grpc.StatusCode.UNAVAILABLE, "the controller is shutting down")
@@ -271,11 +274,20 @@ class Engine:
         if outbox is not None:
             outbox.push(message)
 
+    def _start_pruning(self) -> None:
+        """Forget old history beside the turns, which may take a minute; one at a time."""
+        if self._pruning is None or self._pruning.done():
+            self._pruning = asyncio.create_task(self._prune())
+
     async def _prune(self) -> None:
         limits = self.cluster.limits
-        pruned = await self.store.prune(
-            self.now_ns() - limits.history_age_ns, limits.history_tasks_max
-        )
+        try:
+            pruned = await self.store.prune(
+                self.now_ns() - limits.history_age_ns, limits.history_tasks_max
+            )
+        except StoreError as error:  # what could not be pruned stays until the next time
+            log.warning("history not pruned reason=%s", error)
+            return
         if pruned:
             log.info("history pruned tasks=%d", pruned)
 

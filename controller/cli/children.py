@@ -20,6 +20,7 @@ from controller.core.errors import MassError
 STOP_SECONDS = 15.0
 LOG_LINES_SHOWN = 10
 LOG_BYTES_READ = 16 << 10
+LOG_BYTES_MAX = 64 << 20  # an older log above this is begun anew at the next start
 
 
 class ChildDied(MassError):
@@ -29,12 +30,14 @@ class ChildDied(MassError):
 
 
 class Child:
-    """One process with its log file, which is begun anew at each start."""
+    """One process and its log file, to which each start adds."""
 
     def __init__(self, name: str, arguments: Sequence[str], log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
-        with log_path.open("wb") as log:
+        # Adding, not replacing: the directory may turn out to be in use by another one's child.
+        is_full = log_path.exists() and log_path.stat().st_size > LOG_BYTES_MAX
+        with log_path.open("wb" if is_full else "ab") as log:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import typer
 from controller.cli import alerts, nodes, pool, rules, services, submit, tasks
 from controller.cli.session import new_group
 
-app = new_group("MASS, the Memory Aware Scheduling System.")
+app = new_group("MASS, the Memory Aware Scheduling System.", completion=True)
 app.command("submit", context_settings=submit.COMMAND_SETTINGS)(submit.submit)
 app.command("run", context_settings=submit.COMMAND_SETTINGS)(submit.run)
 app.add_typer(tasks.app, name="task")

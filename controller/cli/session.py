@@ -96,8 +96,8 @@ def open_session(
         session.close()
 
 
-def new_group(help_text: str) -> typer.Typer:
-    """Return the group of commands of one noun.
+def new_group(help_text: str, completion: bool = False) -> typer.Typer:
+    """Return the group of commands of one noun, or with `completion` the group of all.
 
     Without markup no help page and no message needs rich, which costs more than all the rest.
     """
@@ -106,7 +106,7 @@ def new_group(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        add_completion=False,
+        add_completion=completion,
     )
 
 

@@ -230,10 +230,9 @@ def _nodes_table(nodes: tuple[types_pb2.Node, ...]) -> Table:
         letter, style = BAR_LOOKS[name]
         key.append(letter, style=style)
         key.append(f" {name} ")
-    table = _table(("NODE", "STATE"), [])
-    table.add_column(key)
-    for column in ("USED/TOTAL", "PROMISE", "TASKS", "PRESSURE"):
-        table.add_column(column)
+    table = _empty_table()
+    for column in ("NODE", "STATE", key, "USED/TOTAL", "PROMISE", "TASKS", "PRESSURE"):
+        table.add_column(column, no_wrap=True)
     for node in nodes:
         bar = Text()
         for name, length in memory_bar(node):
@@ -252,17 +251,24 @@ def _nodes_table(nodes: tuple[types_pb2.Node, ...]) -> Table:
     return table
 
 
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+def _empty_table() -> Table:
     from rich import box
     from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
-    for column in columns:
+    table = _empty_table()
+    for column in columns[:-1]:
         table.add_column(column, no_wrap=True, overflow="ellipsis")
+    # The last one holds sentences: it takes the room that is left, and gives way first.
+    table.add_column(columns[-1], ratio=1, min_width=8)
     for row in rows:
         # Text, not str: rich would read square brackets in a task's name as markup.
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell), no_wrap=True, overflow="ellipsis") for cell in row))
     return table
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from controller.cli import children
 from controller.cli.address import Address
 from controller.cli.children import Child, ChildDied, StopSignals
 from controller.cli.dev import check_port_is_free, host_name
@@ -76,9 +79,52 @@ def test_deaf_child_is_killed_when_asked_for_the_second_time(tmp_path: Path) -> 
         deaf.check()
 
 
-def test_signals_are_counted_and_given_back() -> None:
-    import signal
+def test_log_is_added_to_until_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "agent.log"
+    log.write_text("before\n")
+    child(tmp_path, "print('one')").wait(StopSignals())
+    assert log.read_text() == "before\none\n"
+    monkeypatch.setattr(children, "LOG_BYTES_MAX", 5)
+    child(tmp_path, "print('two')").wait(StopSignals())
+    assert log.read_text() == "two\n"
 
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.e2e
+def test_dev_runs_a_task_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    listen, http = (f"127.0.0.1:{unused_port()}" for _ in range(2))
+    mass = [sys.executable, "-m", "controller.cli"]
+    data = tmp_path / "data"
+    words = [*mass, "dev", "--listen", listen, "--http", http, "--data", str(data), "--name", "n1"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            if line == "mass: both are ready; Ctrl-C ends them\n":
+                break
+        run = [*mass, "run", "-q", "--controller", listen, "--mem", "64MiB", "--"]
+        command = ["sh", "-c", "echo hello; echo oh >&2; exit 7"]
+        done = subprocess.run(
+            [*run, *command], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "oh\n")
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("task 1 sh FAILED on n1") for line in lines)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, "")
+    left = subprocess.run(["pgrep", "-f", str(data)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+
+
+def test_signals_are_counted_and_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop = StopSignals()
     assert not stop.wait(0)

@@ -308,6 +308,23 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_completion_in_bash_imports_nothing_heavy() -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "controller.cli"]
+    environment = {"_MASS_COMPLETE": "complete_bash", "COMP_WORDS": "mass ta", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env={**os.environ, **environment},
+    )
+    assert done.stdout.split() == ["task"]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
 def test_version_is_printed(mass: Mass) -> None:
     outcome = mass("--version")
     assert outcome.code == 0

@@ -96,6 +96,14 @@ def test_picture_fits_the_terminal_and_counts_what_it_leaves_out(height: int) ->
     assert all(count > 0 for count in left_out)
 
 
+def test_long_reason_gives_way_to_the_other_columns() -> None:
+    waiting = task("1234567", "PENDING", reason="no node " * 100)
+    (line,) = [line for line in drawn(snapshot(tasks=(waiting,))) if "PENDING" in line]
+    assert line.split()[:4] == ["1234567", "sleep", "PENDING", "-"]
+    assert "1 GiB" in line
+    assert line.endswith("…")
+
+
 def test_names_are_not_read_as_markup() -> None:
     odd = types_pb2.TaskSpec(command=["x"], name="[bold]x[/nope]")
     assert "[bold]x[/nope]" in "\n".join(drawn(snapshot(tasks=(task("1", spec=odd),))))

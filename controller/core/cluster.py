@@ -47,6 +47,7 @@ class Cluster:
         self.alerts = Alerts(rules.rules, limits)
         self.nodes: dict[str, NodeRecord] = {}
         self.table = NodeTable(limits.nodes_max)
+        self.leaving: set[str] = set()  # nodes with leaving_until_ns
         self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
         self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
         self.queue = PendingQueue()
@@ -198,6 +199,26 @@ class Cluster:
         if not self.table.open[record.slot]:
             self.table.refresh_open(record)
 
+    def close_leaving(self, node_id: str, now_ns: int) -> None:
+        """Give nothing more to an agent that ends its attempts unasked: mostly it is ending
+        itself. Bounded in time, for an agent that has lost its lease does the same and stays."""
+        record = self.nodes[node_id]
+        record.leaving_until_ns = now_ns + self.limits.lease_margin_ns
+        self.leaving.add(node_id)
+        self.table.refresh_open(record)
+
+    def reopen_left(self, now_ns: int) -> bool:
+        """Open the nodes again that were closed for leaving and are still there; say if any."""
+        due = sorted(
+            node_id for node_id in self.leaving if self.nodes[node_id].leaving_until_ns <= now_ns
+        )
+        for node_id in due:
+            record = self.nodes[node_id]
+            record.leaving_until_ns = 0
+            self.leaving.discard(node_id)
+            self.table.refresh_open(record)
+        return bool(due)
+
     def restore(
         self,
         *,
@@ -265,6 +286,7 @@ class Cluster:
             entry = self.ledger.read(self.reservations[task_id])
             assert (entry.task_id, entry.slot) == (task_id, self.nodes[task.node_id].slot)
         for node_id, record in self.nodes.items():
+            assert (node_id in self.leaving) == (record.leaving_until_ns > 0)
             assert record.task_ids == by_node.get(node_id, set())
             assert self.table.ids[record.slot] == node_id
             cpus = sum(self.tasks[task_id].spec.cpus for task_id in record.task_ids)

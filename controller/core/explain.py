@@ -123,6 +123,8 @@ def _refusal_of(
         return "NOT_READY", f"the node is not connected ({record.state.value})"
     if record.state is not NodeState.READY:
         return "NOT_READY", f"the node is {record.state.value}"
+    if record.leaving_until_ns:
+        return "NOT_READY", "its agent is ending its attempts"
     if not results.promises.known[slot]:
         return "NOT_READY", "no sample of its memory has come lately"
     if offers.capacity[slot] < spec.memory_request_bytes:

@@ -49,6 +49,8 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
         record.acknowledged_sequence = 0
     record.stream = event.stream
     record.sampled = False
+    record.leaving_until_ns = 0
+    cluster.leaving.discard(event.node_id)
     record.last_seen_ns = event.at_ns
     record.state = NodeState.JOINING
     cluster.set_node(record)

@@ -25,6 +25,7 @@ class NodeRecord:
     last_seen_ns: int
     stream: int | None = None  # the open stream, if any
     sampled: bool = False  # a sample has arrived on this stream
+    leaving_until_ns: int = 0  # its agent ends its attempts: until then it gets no new ones
     acknowledged_sequence: int = 0
     task_ids: set[int] = field(default_factory=set)  # placed here
 
@@ -78,6 +79,7 @@ class NodeTable:
         self.open[record.slot] = (
             record.stream is not None
             and record.sampled
+            and not record.leaving_until_ns
             and record.state is NodeState.READY
             and record.node.scheduling is Scheduling.ENABLED
         )

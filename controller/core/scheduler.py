@@ -86,7 +86,8 @@ class Scheduler:
             case Tick():
                 commands = node_events.watch_silence(cluster, event.at_ns)
                 cluster.recover_room()
-                if not commands:  # time alone waits for the interval
+                reopened = cluster.reopen_left(event.at_ns)
+                if not commands and not reopened:  # time alone waits for the interval
                     return ()
         self.cycle_wanted = True
         return tuple(commands)

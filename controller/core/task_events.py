@@ -136,6 +136,7 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
     task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
+        cluster.close_leaving(task.node_id, event.at_ns)
         return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
     if (

@@ -117,7 +117,7 @@ class Runner:
         self,
         enforcement: Enforcement,
         *,
-        parked: int = 2,
+        parked: int = 4,
         on_exit: Callable[[Exit], None],
         launcher_path: str | None = None,
     ) -> None:

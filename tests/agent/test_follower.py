@@ -1,0 +1,100 @@
+"""Outputs: what is new is shown once, a slow reader skips, old files go and results stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mass.v1 import agent_pb2
+
+from agent import wire
+from agent.follower import Follower
+
+KEY = (4, 1)
+
+
+def begun(work_dir: Path) -> tuple[Follower, Path]:
+    """Return a follower and the standard output of a running attempt."""
+    follower = Follower(work_dir)
+    _, stdout_path, _ = follower.begin(KEY)
+    return follower, Path(stdout_path)
+
+
+def read(follower: Follower, **fields: int) -> agent_pb2.LogChunk:
+    request = agent_pb2.ReadLog(request_id=1, task_id=4, attempt=1)
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return follower.answer(request).log
+
+
+def test_only_outputs_that_grew_are_looked_at(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    assert follower.look() == []
+    stdout.write_bytes(b"a")
+    assert follower.look() == [(KEY, wire.STDOUT)]
+    assert follower.look() == []
+
+
+def test_a_slow_stream_skips_to_the_newest_output(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    stdout.write_bytes(b"old" + b"n" * wire.TAIL_BYTES_MAX)
+    message = follower.chunk(KEY, wire.STDOUT)
+    assert message is not None
+    assert message.output.offset_bytes == 3
+    assert message.output.data == b"n" * wire.TAIL_BYTES_MAX
+    assert follower.chunk(KEY, wire.STDOUT) is None
+    assert follower.chunk((9, 9), wire.STDOUT) is None
+
+
+def test_the_end_of_a_log_is_only_told_after_the_attempt_has_ended(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    stdout.write_bytes(b"abc")
+    assert (read(follower).data, read(follower).end) == (b"abc", False)
+    follower.end(KEY)
+    assert read(follower, offset_bytes=1).data == b"bc"
+    assert read(follower, offset_bytes=1).end
+    assert not read(follower, offset_bytes=0, length_bytes=1).end
+    assert read(follower, offset_bytes=99).offset_bytes == 3
+
+
+def test_a_log_request_is_bounded_and_checked(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    stdout.write_bytes(b"x" * 500_000)
+    assert len(read(follower, length_bytes=1 << 40).data) == wire.LOG_BYTES_MAX
+    assert len(read(follower).data) == wire.LOG_BYTES_DEFAULT
+    assert len(read(follower, offset_bytes=-1).data) == wire.LOG_BYTES_DEFAULT
+    assert read(follower, offset_bytes=-2).error == "offset -2 length 0 cannot be"
+    assert read(follower, length_bytes=-1).error == "offset 0 length -1 cannot be"
+    assert read(follower, stream=9).error == "output stream 9 is unknown"
+    assert "no output of task 5" in read(follower, task_id=5).error
+
+
+def test_the_tail_of_an_end_is_the_newest_64_kib(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    assert follower.tail(KEY, wire.STDOUT) == b""
+    stdout.write_bytes(b"old" + b"n" * wire.TAIL_BYTES_MAX)
+    follower.end(KEY)
+    assert follower.tail(KEY, wire.STDOUT) == b"n" * wire.TAIL_BYTES_MAX
+
+
+def test_outputs_of_the_oldest_ended_attempts_go_and_results_stay(tmp_path: Path) -> None:
+    follower = Follower(tmp_path, attempts_kept=2)
+    directories = []
+    for task_id in range(1, 6):
+        directory, stdout_path, _ = follower.begin((task_id, 1))
+        directories.append(Path(directory))
+        Path(stdout_path).write_bytes(b"x")
+    (directories[1] / "result").write_text("mine")
+    for task_id in range(1, 5):
+        follower.end((task_id, 1))
+    assert not directories[0].parent.exists()
+    assert [path.name for path in directories[1].iterdir()] == ["result"]
+    assert all((directory / "stdout").exists() for directory in directories[2:])
+
+
+def test_an_earlier_lifes_outputs_count_too(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    stdout.write_bytes(b"x")
+    follower.end(KEY)
+    assert Follower(tmp_path, attempts_kept=1).tail(KEY, wire.STDOUT) == b"x"
+    Follower(tmp_path, attempts_kept=0)
+    assert not stdout.exists()

@@ -239,6 +239,27 @@ def test_beyond_the_bound_the_oldest_ended_alert_is_forgotten() -> None:
     assert [alert.node_id for alert in story.alerts.listing()] == ["node-2", "node-1"]
 
 
+def test_bound_of_ended_alerts_holds_after_a_restart_and_after_a_node_is_forgotten() -> None:
+    limits = Limits(nodes_max=3, alerts_resolved_max=1)
+    roomy = Story(make_rule(), nodes=3)
+    roomy.step("TTT")
+    stored = [change.alert for change in roomy.step("FFT")]
+    story = Story(make_rule(), nodes=3, limits=limits)
+    story.alerts.restore(stored, {}, story.now_ns)
+    assert [alert.node_id for alert in story.alerts.listing()] == ["node-1"]
+    changes = story.step("FFT")
+    assert [(LETTERS[c.alert.state], c.alert.node_id) for c in changes] == [
+        (".", "node-0"),
+        ("F", "node-2"),
+    ]
+    changes = story.alerts.forget(2, story.now_ns)
+    assert [(LETTERS[c.alert.state], c.alert.node_id) for c in changes] == [
+        ("R", "node-2"),
+        (".", "node-1"),
+    ]
+    story.alerts.check()
+
+
 def test_alerts_of_a_forgotten_node_end_and_its_slot_starts_anew() -> None:
     story = Story(make_rule(hold_s=10), nodes=2)
     for sights in ("TF", "TF", "TT", "?T"):

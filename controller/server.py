@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from mass.v1 import (
@@ -47,9 +48,7 @@ def service_names() -> tuple[str, ...]:
     """Return the full names of our services."""
     files = (agent_pb2, alert_pb2, memory_pb2, node_pb2, rule_pb2, task_pb2)
     return tuple(
-        service.full_name
-        for file in files
-        for service in file.DESCRIPTOR.services_by_name.values()
+        service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()
     )
 
 
@@ -71,6 +70,7 @@ class Server:
 
     def _add_reflection(self) -> None:
         """Serve reflection as v1alpha and as v1: the same messages under both names."""
+        _describe_reflection_v1()
         servicer = reflection.aio.ReflectionServicer(
             (*self._names, reflection.SERVICE_NAME, REFLECTION_V1)
         )
@@ -91,3 +91,26 @@ class Server:
         value = status.SERVING if serving else status.NOT_SERVING
         for name in ("", *self._names):
             await self.health.set(name, value)
+
+
+def _describe_reflection_v1() -> None:
+    """Put the description of reflection v1 beside that of v1alpha, from which it differs by name.
+
+    Without it a client that lists all methods fails at the first service it cannot look up.
+    """
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name = file.name.replace("v1alpha", "v1")
+    file.package = REFLECTION_V1.rpartition(".")[0]
+    for message in file.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace(".v1alpha.", ".v1.")
+        method.output_type = method.output_type.replace(".v1alpha.", ".v1.")
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindFileByName(file.name)
+    except KeyError:
+        pool.AddSerializedFile(file.SerializeToString())

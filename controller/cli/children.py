@@ -7,11 +7,11 @@ terminal reaches only the command, which then ends them in order.
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from controller.core.errors import MassError
@@ -101,16 +101,20 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._asked = threading.Event()
+        # Of all queues only this one may be put into by a signal handler.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def ask(self) -> None:
         """Count one more request."""
         self.count += 1
-        self._asked.set()
+        self._asked.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a request, at most so long; return whether there was one."""
-        return self._asked.wait(seconds)
+        """Wait for a request, at most so long; return whether there was ever one."""
+        if self.count == 0:
+            with suppress(queue.Empty):
+                self._asked.get(timeout=seconds)
+        return self.count > 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:

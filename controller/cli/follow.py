@@ -7,6 +7,7 @@ to ours; what MASS has to say goes to stderr.
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import sys
 import threading
@@ -85,33 +86,71 @@ def sinks(session: Session) -> tuple[BinaryIO, BinaryIO]:
     return (error_sink if session.json else sys.stdout.buffer), error_sink
 
 
-def run_to_end(session: Session, task_id: str) -> types_pb2.Task:
-    """Show a task's output while it runs and return the task as it ended.
+class Canceller:
+    """Turns the first Ctrl-C (or SIGTERM) into a cancel of the task that is being followed.
 
-    Ctrl-C (or SIGTERM) cancels the task and goes on following; the second one raises
-    KeyboardInterrupt.
+    The signal interrupts nothing: a thread sends the cancel and the following goes on. Once that
+    is sent, or while there is no task yet, a second signal raises KeyboardInterrupt; in between it
+    changes nothing, because leaving then would leave the task running.
     """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._task_id: str | None = None
+        self._is_asked = False
+        self._is_sent = False
+        # Of all queues only this one may be put into by a signal handler.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the signals in this block; only the main thread can, others do not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def follow(self, task_id: str) -> None:
+        """Name the task; a signal that came before cancels it now."""
+        self._task_id = task_id
+        threading.Thread(target=self._cancel_when_asked, args=(task_id,), daemon=True).start()
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        if not self._is_asked:
+            self._is_asked = True
+            self._asked.put(None)
+        elif self._is_sent or self._task_id is None:
+            raise KeyboardInterrupt
+
+    def _cancel_when_asked(self, task_id: str) -> None:
+        self._asked.get()
+        self._session.note(f"cancelling task {task_id}; Ctrl-C again to leave")
+        try:
+            self._session.client.cancel([task_id], None)
+        except MassError as error:
+            self._session.note(f"task {task_id} is not cancelled: {error.message}")
+        finally:
+            self._is_sent = True
+
+
+def run_to_end(session: Session, task_id: str) -> types_pb2.Task:
+    """Show a task's output while it runs and return the task as it ended."""
     followers: dict[int, OutputFollower] = {}
-    interrupted = False
     last: types_pb2.Task | None = None
-    with _terminate_as_interrupt():
-        while last is None or last.state not in ENDED_STATES:
-            try:
-                for task in session.client.watch([task_id]):
-                    last = task
-                    _follow_attempt(session, task, followers)
-                break
-            except KeyboardInterrupt:
-                if interrupted:
-                    session.note(f"task {task_id} is being cancelled; see 'mass task show'")
-                    raise
-                interrupted = True
-                session.note(f"cancelling task {task_id}; Ctrl-C again to leave")
-                session.client.cancel([task_id], None)
-        for follower in followers.values():
-            follower.join(OUTPUT_AFTER_END_SECONDS)
-            if follower.error is not None:
-                session.note(f"output of task {task_id}: {follower.error.message}")
+    for task in session.client.watch([task_id]):
+        last = task
+        _follow_attempt(session, task, followers)
+    for follower in followers.values():
+        follower.join(OUTPUT_AFTER_END_SECONDS)
+        if follower.error is not None:
+            session.note(f"output of task {task_id}: {follower.error.message}")
     return last if last is not None else session.client.task(task_id)
 
 
@@ -152,19 +191,3 @@ def end_line(task: types_pb2.Task) -> str:
     """Return one line for how a task has ended."""
     reason = f": {task.reason}" if task.reason and task_exit_code(task) != 0 else ""
     return f"task {task.id} {task_state(task)}{reason}"
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

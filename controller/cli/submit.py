@@ -155,12 +155,15 @@ def run(
     )
     with open_session(controller, insecure, output) as session:
         spec = _spec(values)
-        from controller.cli.follow import end_line, run_to_end
+        from controller.cli.follow import Canceller, end_line, run_to_end
 
-        (task_id,) = session.client.submit([spec], user_name())
-        if not quiet:
-            session.note(f"task {task_id}")
-        task = run_to_end(session, task_id)
+        canceller = Canceller(session)
+        with canceller.listening():
+            (task_id,) = session.client.submit([spec], user_name())
+            canceller.follow(task_id)
+            if not quiet:
+                session.note(f"task {task_id}")
+            task = run_to_end(session, task_id)
         code = task_exit_code(task)
         if session.json:
             from controller.cli.records import task_record

@@ -111,6 +111,8 @@ class FakeController(
         self.abort_next: grpc.StatusCode | None = None
         self.watch_until_cancelled = False
         self.cancelled = threading.Event()
+        self.goes_on_after_cancel = False
+        self.ended = threading.Event()
         self.watching = threading.Event()
         self.log_breaks = 0  # how many readings of an output break off in the middle
         self.page_size_max = 1_000
@@ -167,6 +169,8 @@ class FakeController(
         if self.watch_until_cancelled:
             self.watching.set()
             self.cancelled.wait(10)
+            if self.goes_on_after_cancel:
+                self.ended.wait(10)
             yield task_pb2.WatchTasksResponse(task=self.tasks[request.ids[0]])
 
     def ReadTaskLog(  # noqa: N802

@@ -170,7 +170,7 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
         seconds = (task.spec.time_limit_ns or 0) / 1e9
         return TaskState.TIMED_OUT, "TIME_LIMIT", f"ran longer than its time limit of {seconds:g} s"
     if event.stopped:
-        return TaskState.LOST, "NODE_LOST", f"node {task.node_id} lost its controller"
+        return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} ended it unasked"
     if event.exit_code == 0:
         return TaskState.SUCCEEDED, "", ""
     if event.signal is not None:

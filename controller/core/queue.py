@@ -27,10 +27,27 @@ class _Line:
 
     entries: list[tuple[int, int]] = field(default_factory=list)  # (-priority, task id), a heap
     members: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)  # those that left, with an entry still here
+
+    def add(self, task: Task) -> None:
+        self.members.add(task.id)
+        if task.id in self.skipped:  # it waits again: a second entry would give it out twice
+            self.skipped.remove(task.id)
+        else:
+            heapq.heappush(self.entries, (-task.spec.priority, task.id))
+
+    def remove(self, task_id: int) -> None:
+        self.members.remove(task_id)
+        self.skipped.add(task_id)
+        if len(self.entries) > 64 and len(self.entries) > 2 * len(self.members):
+            # Skipped entries must not outgrow the tasks that are there.
+            self.entries = [entry for entry in self.entries if entry[1] in self.members]
+            heapq.heapify(self.entries)
+            self.skipped.clear()
 
     def head(self) -> tuple[int, int] | None:
-        while self.entries and self.entries[0][1] not in self.members:
-            heapq.heappop(self.entries)
+        while self.entries and self.entries[0][1] in self.skipped:
+            self.skipped.remove(heapq.heappop(self.entries)[1])
         return self.entries[0] if self.entries else None
 
 
@@ -56,9 +73,7 @@ class PendingQueue:
         """Put a waiting task in its line. It must not be there yet."""
         assert task.id not in self._shape_by_task
         shape = shape_of(task)
-        line = self._lines.setdefault(shape, _Line())
-        line.members.add(task.id)
-        heapq.heappush(line.entries, (-task.spec.priority, task.id))
+        self._lines.setdefault(shape, _Line()).add(task)
         self._shape_by_task[task.id] = shape
 
     def remove(self, task_id: int) -> None:
@@ -67,13 +82,9 @@ class PendingQueue:
         if shape is None:
             return
         line = self._lines[shape]
-        line.members.discard(task_id)
+        line.remove(task_id)
         if not line.members:
             del self._lines[shape]
-        elif len(line.entries) > 64 and len(line.entries) > 2 * len(line.members):
-            # Skipped entries must not outgrow the tasks that are there.
-            line.entries = [entry for entry in line.entries if entry[1] in line.members]
-            heapq.heapify(line.entries)
 
     def shape(self, task_id: int) -> Shape:
         """Return the shape of a task that is in the queue."""

@@ -72,20 +72,22 @@ class Child:
         """Ask it to end; nothing happens when it has ended."""
         self._process.terminate()
 
-    def wait(self, stop: StopSignals) -> None:
+    def wait(self, stop: StopSignals) -> bool:
         """Wait for its end; kill it after 15 s, or at once when the user asks for the second time.
 
-        The waiting is in steps of a tenth of a second, so that the user is heard.
+        Returns whether it ended without being killed. The waiting is in steps of a tenth of a
+        second, so that the user is heard.
         """
         for _ in range(int(STOP_SECONDS * 10)):
             try:
                 self._process.wait(0.1)
-                return
+                return True
             except subprocess.TimeoutExpired:
                 if stop.count > 1:
                     break
         self._process.kill()
         self._process.wait()
+        return False
 
     def _log_end(self) -> str:
         with self.log_path.open("rb") as log:

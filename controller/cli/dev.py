@@ -64,14 +64,14 @@ def run_dev(settings: DevSettings, note: Callable[[str], None]) -> None:
         client = Client(address, note, patience_seconds=0.0)
         stack.callback(client.close)
         controller = _start_controller(settings)
-        stack.callback(_end, controller, stop)
+        stack.callback(_end, controller, stop, note)
         note(f"controller on {address}, log in {controller.log_path}")
         if not _wait_until(lambda: _answers(client), [controller], stop):
             return
         name = settings.node_name or host_name()
         agent = _start_agent(settings, address, name)
         # Leaves first, so that the controller still hears how the agent's tasks ended.
-        stack.callback(_end, agent, stop)
+        stack.callback(_end, agent, stop, note)
         note(f"agent {name}, log in {agent.log_path}")
         if not _wait_until(lambda: _is_ready(client, name), [controller, agent], stop):
             return
@@ -170,6 +170,7 @@ def _check(*children: Child) -> None:
         child.check()
 
 
-def _end(child: Child, stop: StopSignals) -> None:
+def _end(child: Child, stop: StopSignals, note: Callable[[str], None]) -> None:
     child.terminate()
-    child.wait(stop)
+    if not child.wait(stop):
+        note(f"the {child.name} did not end when asked and was killed; see {child.log_path}")

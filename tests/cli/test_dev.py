@@ -58,7 +58,7 @@ def test_living_child_is_ended_by_asking(tmp_path: Path) -> None:
     living.check()
     assert os.getpgid(living.pid) == living.pid, "Ctrl-C in the terminal must not reach it"
     living.terminate()
-    living.wait(StopSignals())
+    assert living.wait(StopSignals())
     with pytest.raises(ChildDied, match="signal 15"):
         living.check()
 
@@ -74,7 +74,7 @@ def test_deaf_child_is_killed_when_asked_for_the_second_time(tmp_path: Path) -> 
     stop = StopSignals()
     stop.ask()
     stop.ask()
-    deaf.wait(stop)
+    assert not deaf.wait(stop)
     with pytest.raises(ChildDied, match="signal 9"):
         deaf.check()
 

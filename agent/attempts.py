@@ -143,7 +143,7 @@ class Attempts:
             case Start(key, assignment):
                 task = asyncio.get_running_loop().create_task(self._start(key, assignment))
                 self._starting.add(task)
-                task.add_done_callback(self._starting.discard)
+                task.add_done_callback(self._start_done)
             case Terminate(key):
                 self.runner.terminate(key)
             case Kill(key):
@@ -153,8 +153,7 @@ class Attempts:
             case Disarm(key):
                 self._disarm(key)
             case Forgotten(key):
-                self.follower.end(key)
-                self._spool.remove(key)
+                self._forget(key)
             case Disconnect(reason):
                 self.disconnect(reason)
 
@@ -182,6 +181,11 @@ class Attempts:
             return
         self.handle(StartSucceeded(key, pid, started_at_ns))
 
+    def _start_done(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("an attempt could not be started", exc_info=error)
+
     def _variables(self, assignment: Assignment) -> dict[str, str]:
         task_id, attempt = assignment.key
         return {
@@ -203,6 +207,14 @@ class Attempts:
             # The report is still sent; only a crash before its acknowledgement would lose it, and
             # then the controller finds the attempt missing and runs the task again.
             LOG.error("end not kept on disk task=%d attempt=%d reason=%s", *key, error)
+
+    def _forget(self, key: Key) -> None:
+        self.follower.end(key)
+        try:
+            self._spool.remove(key)
+        except OSError as error:
+            # The next agent tells this end again, and the controller knows that it has it.
+            LOG.warning("end not removed task=%d attempt=%d reason=%s", *key, error)
 
     def _arm(self, key: Key, timer: Timer, delay_ns: int) -> None:
         loop = asyncio.get_running_loop()

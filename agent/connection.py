@@ -43,6 +43,7 @@ LEAVE_LOOK_SECONDS = 0.01
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 10.0
 TICK_SECONDS_MAX = 1.0
+OUTPUT_INTERVAL_NS = 990_000_000  # a little less than a second, so that no tick of one is missed
 LEASE_DEFAULT_NS = 900_000_000_000
 
 # Repeating the same hello cannot help; the process ends and says why.
@@ -299,12 +300,14 @@ class Connection:
     # Time.
 
     async def _tick_forever(self) -> None:
-        next_sample_ns = time.monotonic_ns()
+        next_sample_ns = next_look_ns = time.monotonic_ns()
         while True:
             self._check_lease()
-            self._outbox.follow_outputs()
             self._outbox.resend()
             now_ns = time.monotonic_ns()
+            if now_ns >= next_look_ns:
+                self._outbox.follow_outputs()
+                next_look_ns = now_ns + OUTPUT_INTERVAL_NS
             if now_ns >= next_sample_ns:
                 next_sample_ns = max(next_sample_ns + self._outbox.offer_sample(), now_ns)
             pause_seconds = (next_sample_ns - time.monotonic_ns()) / 1e9

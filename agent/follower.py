@@ -187,9 +187,10 @@ def _stream(stream: int) -> str:
 
 
 def _size_bytes(path: str) -> int:
+    """Return the size, 0 where the file is not there: a task may do what it likes with it."""
     try:
         return os.stat(path, follow_symlinks=False).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

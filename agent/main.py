@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
     )
     try:
         asyncio.run(run_agent(settings))
@@ -97,6 +98,11 @@ async def run_agent(settings: Settings) -> None:
                 if can is True
             )
             identity = _identity(settings, sampler, detection.enforcement.name, capabilities)
+            LOG.info(
+                "starting version=%s node=%s memory_total_bytes=%d cpus=%g enforcement=%s dir=%s",
+                identity.agent_version, identity.node_id, identity.memory_total_bytes,
+                identity.cpus, identity.enforcement, settings.work_dir,
+            )  # fmt: skip
             outbox = Outbox(attempts, sampler, sample_interval_ns=settings.sample_interval_ns)
             connection = Connection(settings.controller, identity, attempts, outbox)
             await _run_until_signal(connection, attempts)

@@ -158,7 +158,7 @@ class Outbox:
         return self._sampling.interval_ns
 
     def follow_outputs(self) -> None:
-        """Trim outputs to their bound and let new output be sent; for each second."""
+        """Trim outputs to their bound and let new output be sent, one piece of each."""
         grown = self._follower.look()
         if not self._open:
             return

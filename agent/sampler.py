@@ -152,7 +152,10 @@ class Sampler:
 
     def _disk_percent(self) -> float | None:
         """Return the used share as df shows it: blocks kept for root count neither way."""
-        status = os.statvfs(self._work_dir)
+        try:
+            status = os.statvfs(self._work_dir)
+        except OSError:
+            return None  # somebody removed the directory: the start of tasks tells it in words
         used = status.f_blocks - status.f_bfree
         usable = used + status.f_bavail
         return 100.0 * used / usable if usable else None

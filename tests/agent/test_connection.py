@@ -90,6 +90,7 @@ async def agent(controller: FakeController, tmp_path: Path) -> AsyncIterator[Age
 @pytest.fixture(autouse=True)
 def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "TICK_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(connection_module, "OUTPUT_INTERVAL_NS", 50_000_000)
 
 
 async def settle() -> None:

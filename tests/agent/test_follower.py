@@ -98,3 +98,19 @@ def test_an_earlier_lifes_outputs_count_too(tmp_path: Path) -> None:
     assert Follower(tmp_path, attempts_kept=1).tail(KEY, wire.STDOUT) == b"x"
     Follower(tmp_path, attempts_kept=0)
     assert not stdout.exists()
+
+
+def test_a_task_that_spoils_its_outputs_harms_only_itself(tmp_path: Path) -> None:
+    follower, stdout = begun(tmp_path)
+    stdout.symlink_to("/etc/passwd")
+    assert follower.look() == [(KEY, wire.STDOUT)]
+    assert follower.chunk(KEY, wire.STDOUT) is None
+    assert follower.tail(KEY, wire.STDOUT) == b""
+    assert "symbolic links" in read(follower).error
+    stdout.unlink()
+    stdout.parent.rmdir()
+    stdout.parent.write_text("a file in the place of the directory")
+    assert follower.look() == [(KEY, wire.STDOUT)]
+    assert follower.tail(KEY, wire.STDOUT) == b""
+    follower.end(KEY)
+    Follower(tmp_path, attempts_kept=0)

@@ -16,11 +16,13 @@ from mass.v1 import agent_pb2, types_pb2
 from support.fake_controller import FakeController, Stream, acknowledge, assign, stop
 from support.processes import MIB, eater, is_running, until, why_no_cgroup1
 
+from agent.enforce import detect
 from agent.main import EXIT_REFUSED, main
 from allocator.launcher import default_executable
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 20.0
+NODE_ID = f"test-{os.getpid()}"
 needs_launcher = pytest.mark.skipif(
     not Path(default_executable()).exists(), reason="mass-launcher is not built: run `make env`"
 )
@@ -47,7 +49,7 @@ async def agent_process(
         "--controller",
         controller.address,
         "--name",
-        f"test-{os.getpid()}",
+        NODE_ID,
         "--work-dir",
         str(work_dir),
         *flags,
@@ -61,6 +63,9 @@ async def agent_process(
         if process.returncode is None:
             process.kill()
             await process.communicate()
+        left = detect(NODE_ID).enforcement
+        left.sweep()
+        left.close()
 
 
 async def exit_of(process: asyncio.subprocess.Process) -> tuple[int, str]:

@@ -205,9 +205,15 @@ class KnownAttempt:
     ended: bool
 
 
+AlertKey = tuple[str, str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One rule on one node, with every instant of its life in a field of its own."""
+    """One rule on what it is about, with every instant of its life in a field of its own.
+
+    It is about a node; about a task on its node; or, without a node, about the whole cluster.
+    """
 
     name: str
     node_id: str
@@ -218,6 +224,12 @@ class Alert:
     active_at_ns: int
     fired_at_ns: int = 0
     resolved_at_ns: int = 0
+    task_id: int = 0
+
+    @property
+    def key(self) -> AlertKey:
+        """What it is known by: rule, node and task."""
+        return self.name, self.node_id, self.task_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Stored:
 
     tasks: tuple[Task, ...]  # all that have not ended, by id
     nodes: tuple[Node, ...]  # by id
-    alerts: tuple[Alert, ...]  # all that are not INACTIVE, by name and node
+    alerts: tuple[Alert, ...]  # all that are not INACTIVE, by name, node and task
     submissions: tuple[Submission, ...]  # the newest Limits.submissions_kept, oldest first
     next_task_id: int  # above every id that was ever committed, also of pruned tasks
 

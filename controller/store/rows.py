@@ -221,6 +221,7 @@ def alert_row(alert: Alert) -> NewRow:
     return (
         alert.name,
         alert.node_id,
+        alert.task_id,
         alert.state.value,
         _words_text(alert.labels),
         _words_text(alert.annotations),
@@ -237,13 +238,14 @@ def alert_from(row: Row) -> Alert:
         return Alert(
             name=row[0],
             node_id=row[1],
-            state=AlertState(row[2]),
-            labels=json.loads(row[3]),
-            annotations=json.loads(row[4]),
-            value=math.nan if row[5] is None else row[5],
-            active_at_ns=row[6],
-            fired_at_ns=row[7],
-            resolved_at_ns=row[8],
+            task_id=row[2],
+            state=AlertState(row[3]),
+            labels=json.loads(row[4]),
+            annotations=json.loads(row[5]),
+            value=math.nan if row[6] is None else row[6],
+            active_at_ns=row[7],
+            fired_at_ns=row[8],
+            resolved_at_ns=row[9],
         )
 
 

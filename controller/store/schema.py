@@ -133,8 +133,8 @@ def _upgrade(connection: sqlite3.Connection, claim: DataDirectory) -> Upgrade:
     return Upgrade(before, after, copy)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Run all migrations that a store lacks, as one transaction.
+def migrate(connection: sqlite3.Connection, revision: str = HEAD_REVISION) -> None:
+    """Run all migrations that a store lacks, up to a revision, as one transaction.
 
     Raises:
         sqlite3.Error: one failed; the store is as it was.
@@ -150,7 +150,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     try:
         with engine.begin() as begun:
             config.attributes["connection"] = begun
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
     except sa.exc.DBAPIError as error:
         if isinstance(error.orig, sqlite3.Error):
             raise error.orig from error

@@ -116,10 +116,12 @@ SAVE_COUNTERS = _insert_or_replace(counters)
 
 @cache
 def delete_alert() -> str:
-    """Forget an alert. Values: name, node_id."""
+    """Forget an alert. Values: name, node_id, task_id."""
     return compiled(
         sa.delete(alerts).where(
-            alerts.c.name == sa.bindparam("name"), alerts.c.node_id == sa.bindparam("node_id")
+            alerts.c.name == sa.bindparam("name"),
+            alerts.c.node_id == sa.bindparam("node_id"),
+            alerts.c.task_id == sa.bindparam("task_id"),
         )
     )
 
@@ -218,8 +220,9 @@ def select_nodes() -> str:
 
 @cache
 def select_alerts() -> str:
-    """All alerts, by name and node."""
-    return compiled(sa.select(alerts).order_by(alerts.c.name, alerts.c.node_id))
+    """All alerts, by name, node and task."""
+    order = (alerts.c.name, alerts.c.node_id, alerts.c.task_id)
+    return compiled(sa.select(alerts).order_by(*order))
 
 
 @cache

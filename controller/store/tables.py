@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 NO_REVISION = "0000"  # a store without any migration
 APPLICATION_ID = 0x4D415353  # "MASS", in the header of an SQLite file
 
@@ -158,6 +158,7 @@ alerts = sa.Table(
     METADATA,
     _text("name"),
     _text("node_id"),
+    _integer("task_id"),
     _text("state"),
     _text("labels"),
     _text("annotations"),
@@ -165,7 +166,7 @@ alerts = sa.Table(
     _integer("active_at_ns"),
     _integer("fired_at_ns"),
     _integer("resolved_at_ns"),
-    sa.PrimaryKeyConstraint("name", "node_id"),
+    sa.PrimaryKeyConstraint("name", "node_id", "task_id"),
     sqlite_with_rowid=False,
 )
 

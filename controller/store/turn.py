@@ -14,7 +14,7 @@ from controller.core.commands import (
     SaveSubmission,
     SaveTask,
 )
-from controller.core.model import Alert, Attempt, Node, OutputStream, Submission, Task
+from controller.core.model import Alert, AlertKey, Attempt, Node, OutputStream, Submission, Task
 
 
 class Turn:
@@ -28,7 +28,7 @@ class Turn:
         self.outputs: dict[tuple[int, int, OutputStream], bytes] = {}
         self.nodes: dict[str, Node] = {}
         self.submissions: dict[str, Submission] = {}
-        self.alerts: dict[tuple[str, str], Alert] = {}
+        self.alerts: dict[AlertKey, Alert] = {}
         for save in saves:
             self._add(save)
 
@@ -45,6 +45,6 @@ class Turn:
             case SaveSubmission(submission):
                 self.submissions[submission.request_id] = submission
             case SaveAlert(alert):
-                self.alerts[alert.name, alert.node_id] = alert
+                self.alerts[alert.key] = alert
             case _:
                 assert_never(save)

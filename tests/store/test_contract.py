@@ -146,7 +146,7 @@ class TestValuesComeBackAsTheyWere:
         st.lists(stored_values.attempts, max_size=5, unique_by=lambda value: value.number),
         st.lists(stored_values.nodes, max_size=3, unique_by=lambda value: value.id),
         st.lists(
-            stored_values.alerts, max_size=3, unique_by=lambda value: (value.name, value.node_id)
+            stored_values.alerts, max_size=3, unique_by=lambda value: value.key
         ),
         st.binary(max_size=100),
     )
@@ -165,7 +165,7 @@ class TestValuesComeBackAsTheyWere:
             assert await store.output(1, 1, OutputStream.STDOUT) is None
             stored = await store.load()
             assert stored.nodes == tuple(sorted(nodes, key=lambda node: node.id))
-            by_name = sorted(alerts, key=lambda alert: (alert.name, alert.node_id))
+            by_name = sorted(alerts, key=lambda alert: alert.key)
             assert stored.alerts == tuple(by_name)
 
         on_every_store(check)
@@ -287,6 +287,13 @@ class TestCommit:
         )
         await store.commit([SaveAlert(stored_alert("high", "n1", AlertState.INACTIVE))])
         assert (await store.load()).alerts == (stored_alert("high", "n2"),)
+
+    async def test_alerts_of_two_tasks_on_a_node_are_two(self, store: Store) -> None:
+        first, second = (replace(stored_alert("Big", "n1"), task_id=number) for number in (7, 8))
+        await store.commit([SaveAlert(second), SaveAlert(first)])
+        assert (await store.load()).alerts == (first, second)
+        await store.commit([SaveAlert(replace(first, state=AlertState.INACTIVE))])
+        assert (await store.load()).alerts == (second,)
 
     async def test_an_alert_that_comes_back_in_the_same_turn_is_kept(self, store: Store) -> None:
         await store.commit([SaveAlert(stored_alert("high", "n1"))])

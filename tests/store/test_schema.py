@@ -172,6 +172,20 @@ class TestUpgrading:
         assert await store.task(1) == stored_task(1)
         await store.close()
 
+    async def test_alerts_of_the_first_schema_are_kept(self, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        path = store_without_tables(data)
+        with closing(connect(path)) as connection:
+            migrate(connection, "0001")
+            connection.execute(
+                "INSERT INTO alerts VALUES ('high', 'n1', 'FIRING', '{}', '{}', 91.5, 1, 2, 0)"
+            )
+        assert upgrade(data).from_revision == "0001"
+        store = SqliteStore.open(data)
+        (alert,) = (await store.load()).alerts
+        assert (alert.key, alert.value, alert.fired_at_ns) == (("high", "n1", 0), 91.5, 2)
+        await store.close()
+
     async def test_a_current_store_is_left_alone(self, tmp_path: Path) -> None:
         await SqliteStore.open(tmp_path / "data").close()
         before = (tmp_path / "data" / "mass.db").read_bytes()

@@ -206,4 +206,5 @@ alerts = st.builds(
     active_at_ns=integers,
     fired_at_ns=integers,
     resolved_at_ns=integers,
+    task_id=integers,
 )

@@ -20,6 +20,7 @@ from controller.core.commands import (
 from controller.core.limits import DEFAULT_LIMITS, Limits
 from controller.core.model import (
     Alert,
+    AlertKey,
     AlertState,
     Attempt,
     Node,
@@ -40,7 +41,7 @@ class MemoryDisk:
     outputs: dict[tuple[int, int, OutputStream], bytes] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     submissions: dict[str, Submission] = field(default_factory=dict)
-    alerts: dict[tuple[str, str], Alert] = field(default_factory=dict)
+    alerts: dict[AlertKey, Alert] = field(default_factory=dict)
     next_task_id: int = 1
 
 
@@ -189,6 +190,6 @@ class MemoryStore:
                 disk.submissions[submission.request_id] = submission
             case SaveAlert(alert):
                 if alert.state is AlertState.INACTIVE:
-                    disk.alerts.pop((alert.name, alert.node_id), None)
+                    disk.alerts.pop(alert.key, None)
                 else:
-                    disk.alerts[alert.name, alert.node_id] = alert
+                    disk.alerts[alert.key] = alert

@@ -57,7 +57,7 @@ def controller(
 ) -> None:
     """Run the controller."""
     with open_session():
-        from controller.config import Settings, validate
+        from controller.config import Settings
         from controller.main import run
 
         settings = Settings(
@@ -71,7 +71,7 @@ def controller(
             pool_bytes=0 if pool is None else parse_size(pool, "pool"),
             insecure=insecure,
         )
-        raise typer.Exit(run(validate(settings)))
+        raise typer.Exit(run(settings))
 
 
 def dev(

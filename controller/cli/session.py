@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +40,7 @@ InsecureOption = Annotated[
 ]
 OutputOption = Annotated[OutputFormat, typer.Option("-o", "--output", help="How to print.")]
 
+NOTE_AGAIN_SECONDS = 10.0
 CONTROLLER_DEFAULT = DEFAULT_ADDRESS
 
 
@@ -49,6 +51,7 @@ class Session:
         self._controller = controller
         self._insecure = insecure
         self._client: Client | None = None
+        self._noted: dict[str, float] = {}
         self.output = output
 
     @property
@@ -67,8 +70,17 @@ class Session:
         return self._client
 
     def note(self, text: str) -> None:
-        """Print a remark to stderr; with JSON nothing, since stderr then holds only errors."""
-        if not self.json:
+        """Print a remark to stderr; with JSON nothing, since stderr then holds only errors.
+
+        The same remark within 10 s is printed once: three streams that break off together have
+        one thing to say.
+        """
+        now = time.monotonic()
+        self._noted = {
+            said: at for said, at in self._noted.items() if now - at < NOTE_AGAIN_SECONDS
+        }
+        if not self.json and text not in self._noted:
+            self._noted[text] = now
             print(f"mass: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -18,6 +18,8 @@ from controller.cli import client
 from controller.cli.address import Address, parse_address, trusted_address
 from controller.cli.client import Client
 from controller.cli.exits import MEANINGS, Unreachable
+from controller.cli.output import OutputFormat
+from controller.cli.session import Session
 from controller.core.errors import InvalidRequest
 
 
@@ -365,3 +367,10 @@ def test_words_for_states_are_those_of_the_design() -> None:
     unknown = types_pb2.Task()
     unknown.ParseFromString(b"\x18\x63")  # field 3, value 99: a state of a newer controller
     assert task_state(unknown) == "UNKNOWN_99"
+
+
+def test_same_remark_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session("127.0.0.1:1", False, OutputFormat.TABLE)
+    for text in ("away", "away", "back", "away"):
+        session.note(text)
+    assert capsys.readouterr().err == "mass: away\nmass: back\n"

@@ -48,6 +48,7 @@ class Cluster:
         self.nodes: dict[str, NodeRecord] = {}
         self.table = NodeTable(limits.nodes_max)
         self.leaving: set[str] = set()  # nodes with leaving_until_ns
+        self.unsettled: set[str] = set()  # nodes with missing attempts
         self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
         self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
         self.queue = PendingQueue()
@@ -287,6 +288,7 @@ class Cluster:
             assert (entry.task_id, entry.slot) == (task_id, self.nodes[task.node_id].slot)
         for node_id, record in self.nodes.items():
             assert (node_id in self.leaving) == (record.leaving_until_ns > 0)
+            assert (node_id in self.unsettled) == bool(record.missing)
             assert record.task_ids == by_node.get(node_id, set())
             assert self.table.ids[record.slot] == node_id
             cpus = sum(self.tasks[task_id].spec.cpus for task_id in record.task_ids)

@@ -112,9 +112,11 @@ def _node(event: NodeJoined, before: Node | None) -> Node:
 
 
 def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Commands:
-    """Compare the agent's attempts with ours: resend, stop, lose, forget."""
+    """Compare the agent's attempts with ours: resend, stop, forget; what is missing is settled
+    when a sample has come."""
     known = {(attempt.task_id, attempt.attempt): attempt for attempt in event.attempts}
     after: Commands = []
+    missing: list[tuple[int, int]] = []
     for task_id in sorted(record.task_ids):
         task = cluster.tasks[task_id]
         attempt = known.pop((task.id, task.attempt), None)
@@ -124,12 +126,38 @@ def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Comma
             # It was saved but not sent, or the stream broke under it; nothing ran.
             after.append(SendAssignment(event.node_id, task))
         else:
-            reason = f"the agent of node {event.node_id} no longer has it"
-            after += lose(cluster, task, "AGENT_RESTARTED", reason, event.at_ns)
+            missing.append((task.id, task.attempt))
+    record.missing = tuple(missing)
+    if missing:
+        cluster.unsettled.add(event.node_id)
+    else:
+        cluster.unsettled.discard(event.node_id)
     # What is left over is nobody's any more; ends that are still to be reported are let through.
     forget = tuple(attempt for attempt in known.values() if not attempt.ended)
     welcome = SendWelcome(event.node_id, record.acknowledged_sequence, forget)
     return [welcome, *after]
+
+
+def settle(cluster: Cluster, now_ns: int) -> Commands:
+    """Give up the attempts that an agent does not have any more.
+
+    A sample must have come on the stream of that hello: it is sent behind the welcome. Before, the
+    hello may be one that the network kept while its stream died, and the agent, or a later one of
+    its node, has been given the attempts since then and runs them.
+    """
+    commands: Commands = []
+    for node_id in sorted(cluster.unsettled):
+        record = cluster.nodes[node_id]
+        if not record.sampled:
+            continue
+        cluster.unsettled.remove(node_id)
+        missing, record.missing = record.missing, ()
+        reason = f"the agent of node {node_id} no longer has it"
+        for task_id, number in missing:
+            task = cluster.tasks.get(task_id)
+            if task is not None and task_id in record.task_ids and task.attempt == number:
+                commands += lose(cluster, task, "AGENT_RESTARTED", reason, now_ns)
+    return commands
 
 
 def _still_there(cluster: Cluster, task: Task, attempt: KnownAttempt) -> Commands:

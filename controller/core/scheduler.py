@@ -95,7 +95,7 @@ class Scheduler:
     def run_cycle(self, now_ns: int) -> tuple[Command, ...]:
         """Go once through the cycle and return what is to be saved, sent and told."""
         self._now_ns = now_ns
-        self._commands = []
+        self._commands = node_events.settle(self.cluster, now_ns)
         self._planned = []
         self.cycle_wanted = False
         metrics = self.collect_metrics()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from controller.core.model import Task, TaskSpec, TaskState
+from support.builders import spec
+from support.harness import Harness
+
+from controller.core.model import KnownAttempt, Task, TaskSpec, TaskState
 from controller.core.queue import PendingQueue
 
 
 def waiting_task(task_id: int) -> Task:
-    spec = TaskSpec(("true",), "true", "true", 1 << 20, None)
-    return Task(task_id, spec, "user", TaskState.PENDING, 0)
+    wanted = TaskSpec(("true",), "true", "true", 1 << 20, None)
+    return Task(task_id, wanted, "user", TaskState.PENDING, 0)
 
 
 def ids_in_order(queue: PendingQueue) -> list[int]:
@@ -30,3 +33,16 @@ def test_task_that_waits_again_is_given_out_once() -> None:
     queue.add(waiting_task(3))
     queue.remove(2)
     assert ids_in_order(queue) == [3]
+
+
+def test_hello_of_a_dead_stream_that_comes_late_loses_no_attempt() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec())
+        world.started(1)
+        # Said before the attempt was given, kept by the network, and no welcome will reach it.
+        world.join("n1", attempts=())
+        assert world.states(1) == ["RUNNING"]
+        world.join("n1", attempts=(KnownAttempt(1, 1, ended=False),))
+        world.sample("n1")
+        assert world.states(1) == ["RUNNING"]

@@ -80,5 +80,5 @@ bench: env ## figures: table and JSON, one benchmark at a time
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist *.egg-info client/mass/v1 allocator/_pool*.so allocator/_pool.c \
+	rm -rf $(VENV) build dist *.egg-info client/mass/v1/*_pb2* allocator/_pool*.so allocator/_pool.c \
 		allocator/mass-launcher .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ def generate_protobuf(target: Path) -> None:
     import grpc_tools
     from grpc_tools import protoc
 
-    target.mkdir(parents=True, exist_ok=True)
+    (target / "mass" / "v1").mkdir(parents=True, exist_ok=True)
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     files = sorted(str(path) for path in (PROTO / "mass" / "v1").glob("*.proto"))
     code = protoc.main(
@@ -35,7 +35,6 @@ def generate_protobuf(target: Path) -> None:
     )
     if code != 0:
         raise RuntimeError(f"protoc ended with {code}")
-    (target / "mass" / "v1" / "__init__.py").write_text('"""Generated from proto/mass/v1."""\n')
 
 
 def compile_launcher(target: Path) -> None:

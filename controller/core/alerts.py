@@ -134,25 +134,25 @@ class _Rows:
         )
 
 
+def _new_rows(rule: Rule, slots: int) -> _Rows:
+    return _Rows(
+        rule,
+        np.zeros(slots, np.uint8),
+        np.full(slots, _MOVED_BY[_Life.INACTIVE], np.uint8),
+        # Zeros take no memory until a row is used: most rules are silent everywhere.
+        np.zeros(slots, np.float64),
+        np.zeros(slots, np.int64),
+        np.zeros(slots, np.int64),
+        np.zeros(slots, np.int64),
+    )
+
+
 class Alerts:
     """All alerts of a set of rules on at most `limits.nodes_max` slots."""
 
     def __init__(self, rules: tuple[Rule, ...], limits: Limits = DEFAULT_LIMITS) -> None:
-        slots = limits.nodes_max
         self._limits = limits
-        self._rows = [
-            _Rows(
-                rule,
-                np.zeros(slots, np.uint8),
-                np.full(slots, _MOVED_BY[_Life.INACTIVE], np.uint8),
-                # Zeros take no memory until a row is used: most rules are silent everywhere.
-                np.zeros(slots, np.float64),
-                np.zeros(slots, np.int64),
-                np.zeros(slots, np.int64),
-                np.zeros(slots, np.int64),
-            )
-            for rule in rules
-        ]
+        self._rows = [_new_rows(rule, limits.nodes_max) for rule in rules]
         self._by_name = {rule.name: index for index, rule in enumerate(rules)}
         self._node_ids: dict[int, str] = {}  # of slots with an alert that is not INACTIVE
         # The lately ended ones by name and node, in the order of their end.
@@ -254,16 +254,42 @@ class Alerts:
         changes = []
         if slot in self._node_ids:
             for rows in self._rows:
-                before = _Life(int(rows.life[slot]))
-                if before is _Life.INACTIVE:
-                    continue
-                fired = before in _FIRED
-                life = _Life.RESOLVED if fired else _Life.INACTIVE
-                changes.append(self._change(rows, slot, life, now_ns, notify=fired))
-                rows.find_due()
+                if rows.life[slot] != _Life.INACTIVE:
+                    changes.append(self._end(rows, slot, now_ns))
+                    rows.find_due()
             del self._node_ids[slot]
         changes += self._forget_resolved(now_ns)
         return tuple(changes)
+
+    def _end(self, rows: _Rows, slot: int, now_ns: int) -> AlertChange:
+        """End one alert, whatever its rule says: one that has fired is resolved."""
+        fired = _Life(int(rows.life[slot])) in _FIRED
+        life = _Life.RESOLVED if fired else _Life.INACTIVE
+        return self._change(rows, slot, life, now_ns, notify=fired)
+
+    def replace_rules(self, rules: tuple[Rule, ...], now_ns: int) -> None:
+        """Go on with other rules; results of the old ones are not taken any more.
+
+        The alerts of a rule whose name and labels are as before stay as they are. All others end,
+        also where only the labels differ: to whoever was told of them those are other alerts. The
+        next `advance` tells the ends.
+        """
+        before = {rows.rule.name: rows for rows in self._rows}
+        self._rows = []
+        for rule in rules:
+            rows = before.get(rule.name)
+            if rows is not None and rows.rule.labels == rule.labels:
+                del before[rule.name]
+                rows.rule = rule
+                rows.find_due()  # the rule's times may be others
+            else:
+                rows = _new_rows(rule, self._limits.nodes_max)
+            self._rows.append(rows)
+        for rows in before.values():
+            for slot in np.flatnonzero(rows.life).tolist():
+                self._waiting.append(self._end(rows, slot, now_ns))
+        self._by_name = {rule.name: index for index, rule in enumerate(rules)}
+        self._waiting += self._forget_resolved(now_ns)
 
     def _forget_resolved(self, now_ns: int) -> list[AlertChange]:
         """Forget the ended alerts that are old, or one too many."""

@@ -17,7 +17,7 @@ from controller.core.commands import SendStop, SendWelcome
 from controller.core.errors import InvalidRequest, ProtocolMismatch
 from controller.core.events import AttemptEnded, AttemptStarted, NodeJoined
 from controller.core.history import INDEX
-from controller.core.limits import PROTOCOL_VERSION, Limits
+from controller.core.limits import PROTOCOL_VERSION, SECOND_NS, Limits
 from controller.core.model import KnownAttempt, OomCause, OutputStream, Task
 from controller.core.nodes import NodeRecord
 
@@ -27,6 +27,8 @@ ATTEMPTS_MAX = 10_000
 IDENTITY_LENGTH_MAX = 128
 BYTES_MAX = 1 << 50
 OUTPUT_BYTES_MAX = 64 << 10
+SAMPLE_AGE_MAX_NS = 3_600 * SECOND_NS  # of the oldest sample in a batch, before its newest
+SECONDS_MAX = 253_402_300_799  # the end of the year 9999, where Timestamp ends
 
 TOTAL, AVAILABLE = INDEX["mem_total"], INDEX["mem_available"]
 USED, PERCENT = INDEX["mem_used"], INDEX["mem_percent"]
@@ -122,6 +124,7 @@ def write_samples(
         age_ns = newest - sample.taken_at_unix_ns
         if age_ns < 0:
             raise InvalidRequest("samples are not in the order of taken_at_unix_ns")
+        _within("the age of a sample by taken_at_unix_ns", age_ns, 0, SAMPLE_AGE_MAX_NS)
         _write_sample(cluster, record, sample, now_ns - age_ns)
     cluster.touch(record, now_ns, sampled=True)
 
@@ -145,10 +148,20 @@ def _write_sample(
         cluster.table.total_bytes[slot] = total
     if sample.HasField("swap_total_bytes") and sample.HasField("swap_used_bytes"):
         swap_total, swap_used = sample.swap_total_bytes, sample.swap_used_bytes
+        if not 0 <= swap_used <= swap_total <= BYTES_MAX:
+            raise InvalidRequest(
+                f"sample.swap_used_bytes is {swap_used} of swap_total_bytes {swap_total}"
+            )
         row[SWAP_USED] = swap_used
         row[SWAP_PERCENT] = 100.0 * swap_used / swap_total if swap_total > 0 else 0.0
     if sample.HasField("memory_growth_bytes_per_second"):
-        row[INDEX["mem_growth"]] = sample.memory_growth_bytes_per_second
+        growth = sample.memory_growth_bytes_per_second
+        if not abs(growth) <= BYTES_MAX:  # so that NaN is refused too
+            raise InvalidRequest(
+                f"sample.memory_growth_bytes_per_second is {growth:g}; it must be"
+                f" -{BYTES_MAX} to {BYTES_MAX}"
+            )
+        row[INDEX["mem_growth"]] = growth
     for field, index, bound in PLAIN:
         if sample.HasField(field):
             value = getattr(sample, field)
@@ -207,7 +220,7 @@ def report(
             sequence=message.sequence,
             task_id=message.task_id,
             attempt=message.attempt,
-            started_at_ns=message.started.started_at.ToNanoseconds(),
+            started_at_ns=_instant("report.started.started_at", message.started.started_at),
             stream=stream,
         )
     if kind != "ended":
@@ -225,8 +238,8 @@ def report(
         memory_peak_bytes=ended.memory_peak_bytes,
         oom_kill_count=max(0, ended.oom_kill_count),
         oom_cause=OOM_CAUSES.get(ended.oom_cause, OomCause.NONE),
-        started_at_ns=ended.started_at.ToNanoseconds() if ended.HasField("started_at") else 0,
-        ended_at_ns=ended.ended_at.ToNanoseconds() if ended.HasField("ended_at") else at_ns,
+        started_at_ns=_instant("report.ended.started_at", ended.started_at),
+        ended_at_ns=_instant("report.ended.ended_at", ended.ended_at) or at_ns,
         timed_out=ended.timed_out,
         stopped=ended.stopped,
         start_error=ended.start_error[:1_000],
@@ -242,15 +255,24 @@ def write_output(cluster: Cluster, chunk: agent_pb2.OutputChunk) -> None:
     cluster.append_tail(chunk.task_id, chunk.attempt, stream, chunk.data[-OUTPUT_BYTES_MAX:])
 
 
+def sampling(limits: Limits) -> agent_pb2.ControllerMessage:
+    """Return the message that says how often to sample."""
+    return agent_pb2.ControllerMessage(sampling=_sampling(limits))
+
+
+def _sampling(limits: Limits) -> agent_pb2.Sampling:
+    return agent_pb2.Sampling(
+        sample_interval=duration(limits.sample_interval_ns),
+        heartbeat_interval=duration(limits.heartbeat_ns),
+    )
+
+
 def welcome(command: SendWelcome, limits: Limits) -> agent_pb2.ControllerMessage:
     """Return the message that answers a hello."""
     return agent_pb2.ControllerMessage(
         welcome=agent_pb2.Welcome(
             protocol_version=PROTOCOL_VERSION,
-            sampling=agent_pb2.Sampling(
-                sample_interval=duration(limits.sample_interval_ns),
-                heartbeat_interval=duration(limits.heartbeat_ns),
-            ),
+            sampling=_sampling(limits),
             attempt_lease=duration(limits.attempt_lease_ns),
             acknowledged_sequence=command.acknowledged_sequence,
             forget=[
@@ -312,6 +334,13 @@ def timestamp(at_ns: int) -> Timestamp:
     value = Timestamp()
     value.FromNanoseconds(at_ns)
     return value
+
+
+def _instant(name: str, value: Timestamp) -> int:
+    """Return nanoseconds since the epoch; 0 where the field is absent."""
+    _within(f"{name}.seconds", value.seconds, 0, SECONDS_MAX)
+    _within(f"{name}.nanos", value.nanos, 0, SECOND_NS - 1)
+    return value.seconds * SECOND_NS + value.nanos
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:

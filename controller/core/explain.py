@@ -131,11 +131,7 @@ def _refusal_of(
         capacity = gibibytes(int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
-        names = [
-            result.rule.name
-            for result in results.rules
-            if result.rule.blocks_placement and result.holds[slot]
-        ]
+        names = [result.rule.name for result in results.rules if result.blocks(slot)]
         return "BLOCKED_BY_RULE", f"rule {', '.join(names)} holds on it"
     if offers.promise[slot] < spec.memory_request_bytes:
         promise = gibibytes(int(offers.promise[slot]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -97,7 +97,24 @@ class Expression:
         return Evaluation(holds, holds | fails, value)
 
 
-def parse(text: str, known: Collection[str], windowless: Collection[str] = ()) -> Expression:
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The names that an expression may use.
+
+    With `over_nodes`, the expression is about all nodes together: sum, avg, min, max and count
+    reduce these metrics to one number, and they stand nowhere else.
+    """
+
+    known: Collection[str]
+    windowless: Collection[str] = ()  # these have no history to look back on
+    over_nodes: Collection[str] = ()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # a name, and why not here
+    unknown_hint: str = ""  # what to do about a name like no other
+
+
+def parse(
+    text: str, known: Collection[str] | Vocabulary, windowless: Collection[str] = ()
+) -> Expression:
     """Return the checked expression.
 
     `known` are the metrics' names; those in `windowless` have no history to look back on.
@@ -107,7 +124,8 @@ def parse(text: str, known: Collection[str], windowless: Collection[str] = ()) -
         ExpressionError: the text is no condition over these metrics, or exceeds a bound.
     """
     tree = parse_python(text)
-    compiler = _Compiler(text, known, windowless)
+    words = known if isinstance(known, Vocabulary) else Vocabulary(known, windowless)
+    compiler = _Compiler(text, words)
     compiler.check_size(tree)
     condition = compiler.condition(tree)
     windows = tuple(dict.fromkeys(compiler.windows))
@@ -115,6 +133,15 @@ def parse(text: str, known: Collection[str], windowless: Collection[str] = ()) -
 
 
 _FUNCTIONS = {function.value: function for function in WindowFunction}
+# What makes one number of all nodes' values; `count` is of a condition.
+_REDUCTIONS: dict[str, Callable[[FloatColumn], np.float64]] = {
+    "sum": np.sum,
+    "avg": np.mean,
+    "min": np.min,
+    "max": np.max,
+    "count": np.sum,
+}
+REDUCTION_NAMES = tuple(_REDUCTIONS)
 _ARITHMETIC: dict[type[ast.operator], np.ufunc] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -133,10 +160,10 @@ _COMPARISONS: dict[type[ast.cmpop], np.ufunc] = {
 class _Compiler:
     """Walks a tree once: checks names, types and bounds, and makes the functions over columns."""
 
-    def __init__(self, text: str, known: Collection[str], windowless: Collection[str]) -> None:
+    def __init__(self, text: str, words: Vocabulary) -> None:
         self._text = text
-        self._known = known
-        self._windowless = windowless
+        self._words = words
+        self._within = ""  # the function over nodes whose argument is read
         self.metrics: list[str] = []
         self.windows: list[Window] = []
 
@@ -196,6 +223,10 @@ class _Compiler:
                 return self._constant(node, value)
             case ast.Name(id=name):
                 return self._name(node, name)
+            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if (
+                self._words.over_nodes and name in _REDUCTIONS
+            ):
+                return self._reduction(node, name, argument)
             case ast.Call():
                 return self._window(node)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -224,34 +255,74 @@ class _Compiler:
         return float(value)
 
     def _name(self, node: ast.expr, name: str) -> _Number:
-        if name in self._known:
+        words = self._words
+        if name in (words.over_nodes if self._within else words.known):
             self.metrics.append(name)
             return lambda column: column(name)
         if name in UNITS:
             return float(UNITS[name])
+        if name in words.over_nodes:
+            raise self._error(node, f"'{name}' is a number of each node: write sum({name})")
         if name in _FUNCTIONS:
             raise self._error(node, f"'{name}' is a function: write {name}(metric, '5m')")
-        hint = did_you_mean(name, [*self._known, *UNITS, *_FUNCTIONS])
-        raise self._error(node, f"'{name[:64]}' is not a metric{hint}")
+        self._refuse_elsewhere(node, name)
+        raise self._unknown(node, name, [*UNITS, *_FUNCTIONS])
+
+    def _refuse_elsewhere(self, node: ast.expr, name: str) -> None:
+        if self._within and name in self._words.known:
+            problem = f"is one number of the whole cluster: use it outside of {self._within}()"
+        else:
+            problem = self._words.elsewhere.get(name, "")
+        if problem:
+            raise self._error(node, f"'{name}' {problem}")
+
+    def _unknown(self, node: ast.expr, name: str, more: Collection[str] = ()) -> ExpressionError:
+        words = self._words
+        names = words.over_nodes if self._within else [*words.known, *words.over_nodes]
+        hint = did_you_mean(name, [*names, *more]) or words.unknown_hint
+        return self._error(node, f"'{name[:64]}' is not a metric{hint}")
+
+    def _reduction(self, node: ast.Call, name: str, argument: ast.expr) -> _Values:
+        """Return the function of all nodes' values, or of a condition on them: one row."""
+        if self._within:
+            raise self._error(node, f"{name}() stands inside of {self._within}()")
+        self._within = name
+        if name == "count":
+            condition = self.condition(argument)
+            self._within = ""
+            return _count_of(condition)
+        number = self._number(argument)
+        self._within = ""
+        if isinstance(number, float):
+            raise self._error(argument, f"{name}() of a fixed number; it needs a metric")
+        return _reduced(_REDUCTIONS[name], number)
 
     def _window(self, node: ast.Call) -> _Number:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        function = _FUNCTIONS.get(name)
+        function, words = _FUNCTIONS.get(name), self._words
         if function is None:
-            if name in self._known:
+            if name in words.known or name in words.over_nodes:
                 raise self._error(node, f"'{name}' is a metric, not a function")
-            hint = did_you_mean(name, _FUNCTIONS) or f"; there are {', '.join(_FUNCTIONS)}"
+            if words.over_nodes and name in _REDUCTIONS:
+                raise self._error(node, f"{name} takes one argument, over all nodes")
+            self._refuse_elsewhere(node, name)
+            functions = [*_FUNCTIONS, *(_REDUCTIONS if words.over_nodes else ())]
+            known = ", ".join(dict.fromkeys(functions))
+            hint = did_you_mean(name, functions) or f"; there are {known}"
             raise self._error(node, f"'{name[:64]}' is not a function{hint}")
         if len(node.args) != 2 or node.keywords:
             raise self._error(node, f"{name} takes a metric and a duration: {name}(metric, '5m')")
         metric, duration = node.args
         if not isinstance(metric, ast.Name):
             raise self._error(metric, f"{name} looks back on a metric, not on a calculation")
-        if metric.id not in self._known:
-            hint = did_you_mean(metric.id, self._known)
-            raise self._error(metric, f"'{metric.id[:64]}' is not a metric{hint}")
-        if metric.id in self._windowless:
+        if metric.id in words.windowless:
             raise self._error(metric, f"'{metric.id}' has no history; use it without {name}()")
+        if metric.id in words.over_nodes and not self._within:
+            shown = self._shown(node)
+            raise self._error(node, f"'{shown}' is a number of each node: write sum({shown})")
+        if metric.id not in (words.over_nodes if self._within else words.known):
+            self._refuse_elsewhere(metric, metric.id)
+            raise self._unknown(metric, metric.id)
         window = Window(function, metric.id, self._window_ns(duration))
         self.windows.append(window)
         return lambda column: column(window)
@@ -308,6 +379,28 @@ def _quotient_by_column(left: _Number, right: _Values) -> _Values:
         # ordinary number again (1 / (x / 0) = 0); as NaN it stays unknown to the end.
         quotient = np.divide(_values(left, column), divisor)
         return np.where(np.isfinite(divisor), quotient, np.nan)
+
+    return evaluate
+
+
+def _reduced(reduce: Callable[[FloatColumn], np.float64], number: _Values) -> _Values:
+    """Return one row: the reduction of the rows that have a number, NaN where none has."""
+
+    def evaluate(column: Column) -> FloatColumn:
+        values = number(column)
+        values = values[np.isfinite(values)]
+        return np.array([reduce(values) if values.size else np.nan])
+
+    return evaluate
+
+
+def _count_of(condition: _Condition) -> _Values:
+    """Return one row: on how many rows the condition holds, NaN where it is known on none."""
+
+    def evaluate(column: Column) -> FloatColumn:
+        holds, fails, _ = condition(column)
+        known = bool((holds | fails).any())
+        return np.array([float(np.count_nonzero(holds)) if known else np.nan])
 
     return evaluate
 

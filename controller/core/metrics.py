@@ -1,12 +1,26 @@
-"""The built-in metrics that rules may name: one table, and nothing else knows their names.
+"""The metrics that rules may name: one table for each scope, and nothing else knows their names.
 
-Their order is the order of the columns; a new one goes to the end of the table.
+The order of the nodes' metrics is the order of the columns; a new one goes to the end of its table.
+Metrics that a rule file declares come behind the built-in ones of a node.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
+
+CUSTOM_METRICS_MAX = 32  # declared by all rule files together, and reported by one node
+CUSTOM_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,62}")
+CUSTOM_NAME_RULE = "1 to 63 letters, digits and '_', no digit first"
+
+
+class Scope(Enum):
+    """What a rule looks at, and what its alerts are about; the values are the words of rules."""
+
+    NODE = "node"  # each node on its own
+    CLUSTER = "cluster"  # all nodes together
+    TASK = "task"  # each running task on its own
 
 
 class Unit(Enum):
@@ -21,7 +35,7 @@ class Unit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number that each node has at any time, or lacks (NaN)."""
+    """One number that each node (or task, or the cluster) has at any time, or lacks (NaN)."""
 
     name: str
     unit: Unit
@@ -55,3 +69,22 @@ METRICS = (
 
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 WINDOWLESS_NAMES = frozenset(metric.name for metric in METRICS if not metric.windowed)
+
+# Those of the whole cluster and of each running task; of neither a history is kept.
+CLUSTER_METRICS = (
+    Metric("nodes_ready", Unit.COUNT, "nodes that are connected and sampled", False),
+    Metric("nodes_down", Unit.COUNT, "nodes that are not heard of: UNREACHABLE or DOWN", False),
+    Metric("tasks_pending", Unit.COUNT, "tasks that wait for a node", False),
+    Metric("tasks_running_total", Unit.COUNT, "tasks that have a node, starting ones too", False),
+    Metric("pool_used_percent", Unit.PERCENT, "used share of the controller's own pool", False),
+)
+TASK_METRICS = (
+    Metric("task_mem_used", Unit.BYTES, "memory of the task's process tree", False),
+    Metric("task_mem_reserved", Unit.BYTES, "memory set aside for the task", False),
+    Metric("task_mem_limit", Unit.BYTES, "what the kernel enforces on the task", False),
+    Metric("task_mem_percent", Unit.PERCENT, "task_mem_used as a share of task_mem_limit", False),
+    Metric("task_runtime_seconds", Unit.SECONDS, "time since the attempt has started", False),
+)
+CLUSTER_NAMES = frozenset(metric.name for metric in CLUSTER_METRICS)
+SCOPE_METRICS = {Scope.NODE: METRICS, Scope.CLUSTER: CLUSTER_METRICS, Scope.TASK: TASK_METRICS}
+BUILT_IN_NAMES = frozenset(metric.name for table in SCOPE_METRICS.values() for metric in table)

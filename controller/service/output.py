@@ -56,6 +56,10 @@ async def read_log(
         try:
             chunk = await _ask(engine, task, attempt, stream, offset)
         except NodeUnavailable as error:
+            if request.follow and not over:
+                # The agent comes back, or the attempt is given up: both end this wait.
+                await asyncio.sleep(FOLLOW_PAUSE_S)
+                continue
             async for part in _kept(engine, task, attempt, stream, error.message):
                 yield part
             return

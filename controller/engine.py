@@ -25,6 +25,7 @@ from controller.core.commands import (
     SaveTask,
     SendAcknowledgement,
     SendAssignment,
+    SendSampling,
     SendStop,
     SendWelcome,
 )
@@ -238,6 +239,10 @@ class Engine:
         for command in commands:
             match command:
                 case SendWelcome():
+                    # What came before was for the stream that this one replaces, maybe of another
+                    # agent process, whose reports have other sequences.
+                    assigned.pop(command.node_id, None)
+                    acknowledged.pop(command.node_id, None)
                     self._welcome(command)
                 case SendAssignment():
                     assigned.setdefault(command.node_id, []).append(command.task)
@@ -245,6 +250,8 @@ class Engine:
                     # An assignment of this turn must arrive before the stop of it.
                     self._flush_assigned(command.node_id, assigned)
                     self._push(command.node_id, wire.stop(command))
+                case SendSampling():
+                    self._push(command.node_id, wire.sampling(limits))
                 case SendAcknowledgement():
                     acknowledged[command.node_id] = command.sequence
         for node_id, sequence in acknowledged.items():
@@ -258,14 +265,12 @@ class Engine:
             self._push(node_id, wire.assignments(tasks, self.cluster.limits))
 
     def _welcome(self, command: SendWelcome) -> None:
-        number = self.cluster.nodes[command.node_id].stream
         before = self._streams.get(command.node_id)
-        if before is not None and before != number and before in self._outboxes:
+        if before is not None and before != command.stream and before in self._outboxes:
             self._outboxes[before].close(
                 grpc.StatusCode.ABORTED, "the node has opened another stream"
             )
-        if number is not None:
-            self._streams[command.node_id] = number
+        self._streams[command.node_id] = command.stream
         self._push(command.node_id, wire.welcome(command, self.cluster.limits))
 
     def _push(self, node_id: str, message: Any) -> None:

@@ -12,7 +12,7 @@ from allocator.ledger import Ledger, LedgerFull
 from allocator.pool import Pool, PoolExhausted
 from allocator.tails import TailKey, Tails
 from controller.core.alerts import Alerts
-from controller.core.errors import LimitReached, PoolIsExhausted
+from controller.core.errors import InvalidRequest, LimitReached, PoolIsExhausted
 from controller.core.history import History
 from controller.core.limits import Limits
 from controller.core.model import (
@@ -185,9 +185,7 @@ class Cluster:
 
     def set_node(self, record: NodeRecord) -> None:
         """Bring row and capacity in step with a node that has joined or changed."""
-        node = record.node
-        capacity = capacity_bytes(node.memory_total_bytes, node.memory_declared_bytes, self.limits)
-        self.ledger.set_node(record.slot, capacity)
+        self.ledger.set_node(record.slot, self._capacity(record))
         self.table.put(record)
 
     def touch(self, record: NodeRecord, now_ns: int, sampled: bool = False) -> None:
@@ -261,6 +259,24 @@ class Cluster:
             record.node.memory_total_bytes, record.node.memory_declared_bytes, self.limits
         )
 
+    def reconfigure(self, rules: RuleSet, limits: Limits, now_ns: int) -> None:
+        """Go on with other rules and limits. The bounds that the pool was laid out for stay.
+
+        Raises:
+            InvalidRequest: a rule looks back on a metric of which no history is kept. The pool was
+                sized at the start; making room for more now could cost the histories there are.
+        """
+        missing = sorted(rules.window_metrics - self.history.kept)
+        if missing:
+            raise InvalidRequest(
+                f"no history of {', '.join(missing)} is kept since the start, and a rule has a"
+                " window over it: it needs a restart"
+            )
+        assert limits.nodes_max == self.limits.nodes_max
+        assert limits.tasks_running_max == self.limits.tasks_running_max
+        self.rules, self.limits = rules, limits
+        self.alerts.replace_rules(rules.rules, now_ns)
+
     def close(self) -> None:
         """Give all memory back to the pool."""
         self.tails.stop()
@@ -291,10 +307,18 @@ class Cluster:
             assert (node_id in self.unsettled) == bool(record.missing)
             assert record.task_ids == by_node.get(node_id, set())
             assert self.table.ids[record.slot] == node_id
-            cpus = sum(self.tasks[task_id].spec.cpus for task_id in record.task_ids)
-            assert abs(float(self.table.cpus_used[record.slot]) - cpus) < 1e-6
+            self._check_sums(record)
         assert set(self.kept_slots) <= waiting
         assert set(self.overtaken_since_ns) <= waiting
+
+    def _check_sums(self, record: NodeRecord) -> None:
+        """Assert that ledger and table say of a node what its tasks add up to."""
+        slot, specs = record.slot, [self.tasks[task_id].spec for task_id in record.task_ids]
+        reserved_bytes = sum(spec.memory_request_bytes for spec in specs)
+        assert self.ledger.count[slot] == len(specs)
+        assert self.ledger.reserved_bytes[slot] == reserved_bytes
+        assert self.ledger.capacity_bytes[slot] == self._capacity(record)
+        assert abs(float(self.table.cpus_used[slot]) - sum(spec.cpus for spec in specs)) < 1e-6
 
 
 def with_state(task: Task, state: TaskState, code: str = "", reason: str = "") -> Task:

@@ -66,11 +66,13 @@ Save = SaveTask | SaveAttempt | SaveOutput | SaveNode | SaveSubmission | SaveAle
 
 @dataclass(frozen=True, slots=True)
 class SendWelcome:
-    """Answer a hello. The attempts in forget are to be ended and forgotten."""
+    """Answer a hello on its stream, which is the node's from here on. The attempts in forget are
+    to be ended and forgotten."""
 
     node_id: str
     acknowledged_sequence: int
     forget: tuple[KnownAttempt, ...]
+    stream: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,14 @@ class SendAcknowledgement:
     sequence: int
 
 
-Send = SendWelcome | SendAssignment | SendStop | SendAcknowledgement
+@dataclass(frozen=True, slots=True)
+class SendSampling:
+    """Tell an agent how often to sample from now on."""
+
+    node_id: str
+
+
+Send = SendWelcome | SendAssignment | SendStop | SendAcknowledgement | SendSampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.core.limits import Limits
 from controller.core.model import KnownAttempt, OomCause, TaskSpec
+from controller.core.rules import RuleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,15 @@ class NodeUncordoned:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """An operator has changed rules or settings; both are whole, not differences."""
+
+    at_ns: int
+    rules: RuleSet
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed: silences, leases and holds are looked at."""
 
@@ -129,5 +140,6 @@ Event = (
     | AttemptEnded
     | NodeCordoned
     | NodeUncordoned
+    | Reconfigured
     | Tick
 )

@@ -33,6 +33,7 @@ class History:
             limits.nodes_max,
             hold_ns=limits.sample_hold_ns,
         )
+        self.kept = history  # the metrics that windows may name
         self._hold_ns = limits.sample_hold_ns
 
     def begin(self) -> Any:

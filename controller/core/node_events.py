@@ -10,11 +10,18 @@ from controller.core.commands import (
     Reply,
     SaveNode,
     SendAssignment,
+    SendSampling,
     SendStop,
     SendWelcome,
 )
 from controller.core.errors import NodeUnavailable, NotFound, ProtocolMismatch
-from controller.core.events import NodeCordoned, NodeJoined, NodeLeft, NodeUncordoned
+from controller.core.events import (
+    NodeCordoned,
+    NodeJoined,
+    NodeLeft,
+    NodeUncordoned,
+    Reconfigured,
+)
 from controller.core.model import (
     KnownAttempt,
     Node,
@@ -134,7 +141,7 @@ def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Comma
         cluster.unsettled.discard(event.node_id)
     # What is left over is nobody's any more; ends that are still to be reported are let through.
     forget = tuple(attempt for attempt in known.values() if not attempt.ended)
-    welcome = SendWelcome(event.node_id, record.acknowledged_sequence, forget)
+    welcome = SendWelcome(event.node_id, record.acknowledged_sequence, forget, event.stream)
     return [welcome, *after]
 
 
@@ -218,6 +225,20 @@ def _set_scheduling(
     )
     cluster.table.refresh_open(record)
     return [SaveNode(record.node), Reply(record.node)]
+
+
+def on_reconfigured(cluster: Cluster, event: Reconfigured) -> Commands:
+    """Go on with other rules and limits; connected agents are told another sampling interval.
+
+    Raises:
+        InvalidRequest: it needs a restart; nothing has changed.
+    """
+    before_ns = cluster.limits.sample_interval_ns
+    cluster.reconfigure(event.rules, event.limits, event.at_ns)
+    if event.limits.sample_interval_ns == before_ns:
+        return []
+    connected = sorted(node_id for node_id, r in cluster.nodes.items() if r.stream is not None)
+    return [SendSampling(node_id) for node_id in connected]
 
 
 def watch_silence(cluster: Cluster, now_ns: int) -> Commands:

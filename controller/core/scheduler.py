@@ -31,6 +31,7 @@ from controller.core.events import (
     NodeJoined,
     NodeLeft,
     NodeUncordoned,
+    Reconfigured,
     TasksCancelled,
     TasksSubmitted,
     Tick,
@@ -83,6 +84,8 @@ class Scheduler:
                 commands = node_events.on_node_cordoned(cluster, event)
             case NodeUncordoned():
                 commands = node_events.on_node_uncordoned(cluster, event)
+            case Reconfigured():
+                commands = node_events.on_reconfigured(cluster, event)
             case Tick():
                 commands = node_events.watch_silence(cluster, event.at_ns)
                 cluster.recover_room()

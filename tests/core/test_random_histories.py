@@ -1,0 +1,307 @@
+"""Whatever happens in whatever order: every invariant holds, and it happens again the same way.
+
+A history is a list of steps that hypothesis chooses; each is a turn over the harness, with reports
+right and wrong, restarts of agents and of the controller, silence and a full pool. After each turn
+everything is checked. MASS_HISTORIES sets how many are tried.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.builders import rule, spec
+from support.harness import SMALL, Harness
+
+from allocator.pool import Block, PoolExhausted
+from controller.core import explain
+from controller.core.commands import SaveAttempt, SaveTask, SendAssignment
+from controller.core.errors import MassError
+from controller.core.model import (
+    KnownAttempt,
+    NodeState,
+    OomCause,
+    OutputStream,
+    Scheduling,
+    TaskSpec,
+    TaskState,
+)
+
+LIMITS = replace(SMALL, nodes_max=4, tasks_running_max=6, tasks_open_max=12)
+RULES = (
+    rule("Full", "mem_percent > 80", hold="5s", keep="5s"),
+    rule("Blocked", "avg(mem_percent, '30s') > 70", block=True),
+    rule("Silent", "node_silent_seconds > 20"),
+)
+NODES = ("n1", "n2", "n3", "n4", "n5")
+GIB = 1 << 30
+
+node = st.sampled_from(NODES)
+pick = st.integers(0, 11)  # which of the tasks that are open; any when there are fewer
+quarter = st.integers(0, 32)  # quarters of a GiB
+
+specs = st.builds(
+    spec,
+    mem=quarter.map(lambda n: (n + 1) * GIB // 4),
+    cpus=st.sampled_from([0.1, 1.0, 2.0, 64.0]),
+    priority=st.integers(-1, 1),
+    retries=st.integers(0, 2),
+    requeue=st.booleans(),
+)
+steps = st.one_of(
+    st.tuples(st.just("submit"), st.lists(specs, min_size=1, max_size=4), st.booleans()),
+    st.tuples(st.just("cancel"), pick),
+    st.tuples(st.just("hello"), node, st.booleans(), st.integers(0, 2)),
+    st.tuples(st.just("leave"), node),
+    st.tuples(st.just("sample"), node, quarter),
+    st.tuples(st.just("started"), pick),
+    st.tuples(st.just("ended"), pick, st.integers(0, 7)),
+    st.tuples(st.just("wrong report"), pick, node, st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("wait"), st.sampled_from(["1s", "7s", "31s", "130s", "16m"])),
+    st.tuples(st.just("restart")),
+    st.tuples(st.just("cordon"), node, st.booleans()),
+    st.tuples(st.just("output"), pick, st.integers(1, 80_000)),
+    st.tuples(st.just("fill"), st.booleans()),
+)
+# Most of what a history needs to become interesting is some nodes that take tasks.
+histories = st.tuples(st.integers(0, 3), st.lists(steps, min_size=5, max_size=60))
+
+ENDS: tuple[dict[str, object], ...] = (
+    {},
+    {"exit_code": 3},
+    {"signal": 9, "oom_kills": 1, "cause": OomCause.OWN_LIMIT, "peak": GIB},
+    {"stopped": True, "signal": 15},
+    {"start_error": "no such file"},
+    {"start_error": "the agent is ending", "stopped": True},
+    {"timed_out": True, "signal": 15},
+    {"exit_code": None, "ended_at_ns": -(1 << 70)},
+)
+
+
+@dataclass(slots=True)
+class History:
+    """One run of a history."""
+
+    world: Harness = field(default_factory=lambda: Harness(LIMITS, RULES, 1 << 20))
+    assigned: set[tuple[int, int]] = field(default_factory=set)
+    hogs: list[Block] = field(default_factory=list)
+    submits: int = 0
+
+    def run(self, ready: int, taken: list[tuple[object, ...]]) -> None:
+        """Take every step, and check after each."""
+        for name in NODES[:ready]:
+            self.hello(name, True, 0)
+            self.sample(name, 0)
+        self.world.submit(spec())
+        self.check(0)
+        for kind, *arguments in taken:
+            turns = len(self.world.everything)
+            try:
+                getattr(self, str(kind).replace(" ", "_"))(*arguments)
+            except MassError:
+                self.world.commands = []
+                refused_turns = len(self.world.everything) - turns
+                assert refused_turns == 0, "what was refused asks for nothing"
+            self.check(turns)
+
+    def check(self, turns: int) -> None:
+        """Assert what holds after every turn."""
+        world = self.world
+        world.check()
+        cluster = world.cluster
+        assert len(cluster.reservations) <= LIMITS.tasks_running_max
+        assert len(cluster.tasks) <= LIMITS.tasks_open_max
+        assert len(cluster.nodes) <= LIMITS.nodes_max
+        for commands in world.everything[turns:]:
+            for command in commands:
+                if isinstance(command, SendAssignment):
+                    self.note_assignment(command)
+        for task_id, task in world.saved.tasks.items():
+            assert max(task.started_at_ns, task.ended_at_ns) <= world.now_ns
+            assert min(task.started_at_ns, task.ended_at_ns) >= 0
+            ends = [a.number for (i, _), a in world.saved.attempts.items() if i == task_id]
+            if task.ended or task.state in (TaskState.PENDING, TaskState.HELD):
+                assert sorted(ends) == list(range(1, task.attempt + 1)), "each attempt ended once"
+            else:
+                assert sorted(ends) == list(range(1, task.attempt)), "one attempt is open"
+        self.check_waiting()
+        results = world.scheduler.displayed
+        for task in list(cluster.tasks.values())[:3]:
+            assert explain.sentences(cluster, results, task)
+            explain.node_refusals(cluster, results, task)
+
+    def check_waiting(self) -> None:
+        """Assert that the cycle left no task waiting that it could have placed."""
+        cluster, results = self.world.cluster, self.world.scheduler.displayed
+        if results is None or self.world.scheduler.cycle_wanted or self.hogs:
+            return
+        if len(cluster.reservations) >= LIMITS.tasks_running_max:
+            return
+        offers, kept = results.offers, set(cluster.kept_slots.values())
+        for task in cluster.tasks.values():
+            assert not (task.cancelled and task.state is TaskState.PENDING)
+            if task.id not in cluster.queue or results.now_ns < task.submitted_at_ns:
+                continue
+            for slot in set(range(results.count)) - kept:
+                assert not (
+                    offers.open[slot]
+                    and not offers.blocked[slot]
+                    and offers.promise[slot] >= task.spec.memory_request_bytes
+                    and offers.cpus_free[slot] >= task.spec.cpus
+                ), f"task {task.id} fits slot {slot}"
+
+    def note_assignment(self, command: SendAssignment) -> None:
+        """Assert that an assignment is saved, and new unless its own agent gets it again."""
+        task = command.task
+        assert self.world.saved.tasks[task.id].attempt >= task.attempt
+        record = self.world.cluster.nodes[command.node_id]
+        assert record.stream is not None
+        assert task.instance_id == record.node.instance_id
+        if (task.id, task.attempt) in self.assigned:
+            assert record.state is NodeState.JOINING, "sent again only after a hello"
+            return
+        self.assigned.add((task.id, task.attempt))
+        assert (record.state, record.node.scheduling) == (NodeState.READY, Scheduling.ENABLED)
+        assert not record.leaving_until_ns
+        cluster, slot = self.world.cluster, record.slot
+        sampled_at_ns = int(cluster.history.sampled_at_ns()[slot])
+        assert self.world.now_ns - sampled_at_ns <= LIMITS.sample_hold_ns
+        assert cluster.ledger.reserved_bytes[slot] <= cluster.ledger.capacity_bytes[slot]
+        assert cluster.table.cpus_used[slot] <= record.node.cpus
+
+    # --- steps ---
+
+    def submit(self, wanted: list[TaskSpec], repeat: bool) -> None:
+        if repeat and self.submits:
+            before = len(self.world.saved.tasks)
+            self.world.submit(*wanted, request_id=f"r{self.submits}")
+            assert len(self.world.saved.tasks) == before
+            return
+        self.world.submit(*wanted, request_id=f"r{self.submits + 1}")
+        self.submits += 1
+
+    def cancel(self, which: int) -> None:
+        task_id = self.open_task(which)
+        self.world.cancel(task_id)
+        task = self.world.task(task_id)
+        assert task.ended or task.cancelled or task_id == 0
+
+    def hello(self, name: str, same: bool, keeps: int) -> None:
+        """Say hello with some of the attempts that are there."""
+        before = self.world.agents.get(name)
+        instance = "i1" if before is None else before.hello.instance_id
+        if before is not None and not same:
+            instance = f"i{int(instance[1:]) + 1}"
+        record = self.world.cluster.nodes.get(name)
+        there = sorted(record.task_ids) if record is not None else []
+        known = [
+            KnownAttempt(i, self.world.task(i).attempt, ended=not same) for i in there[:keeps]
+        ]
+        machine = "shared" if name in ("n1", "n2") else ""
+        self.world.join(
+            name,
+            capacity=4 * GIB,
+            machine=machine,
+            instance=instance,
+            attempts=(*known, KnownAttempt(99, 1, ended=False)),
+        )
+        forget = self.world.welcome().forget
+        assert [(k.task_id, k.attempt) for k in forget] == [(99, 1)]
+
+    def leave(self, name: str) -> None:
+        if name in self.world.agents and name in self.world.cluster.nodes:
+            self.world.leave(name)
+
+    def sample(self, name: str, quarters: int) -> None:
+        record = self.world.cluster.nodes.get(name)
+        if record is None or record.stream is None:
+            return
+        used = min(quarters * GIB // 4, 8 * GIB)
+        readings = {i: used // (2 * len(record.task_ids)) for i in sorted(record.task_ids)}
+        self.world.sample(name, used=used, tasks=readings)
+
+    def started(self, which: int) -> None:
+        task_id = self.open_task(which)
+        if self.world.task(task_id).node_id:
+            self.world.started(task_id)
+
+    def ended(self, which: int, how: int) -> None:
+        task_id = self.open_task(which)
+        if self.world.task(task_id).node_id:
+            self.world.ended(task_id, **ENDS[how])  # type: ignore[arg-type]
+
+    def wrong_report(self, which: int, name: str, off: int, late: bool) -> None:
+        """Report an attempt that is not the present one there: nothing may change."""
+        task_id = self.open_task(which)
+        task = self.world.task(task_id)
+        if name not in self.world.cluster.nodes or name not in self.world.agents:
+            return
+        right = name == task.node_id and off == 0
+        stream = 1_000_000 if late or right else None
+        self.world.ended(task_id, node=name, attempt=task.attempt + off or 1, stream=stream)
+        after = self.world.task(task_id)
+        if after.attempt == task.attempt:  # else the cycle behind the report has placed it
+            assert after == task
+        assert not [c for c in self.world.commands if isinstance(c, SaveAttempt)]
+
+    def wait(self, time: str) -> None:
+        self.world.advance(time)
+
+    def restart(self) -> None:
+        self.hogs.clear()
+        before = dict(self.world.cluster.tasks)
+        self.world.restart()
+        saved = [c for c in self.world.commands if isinstance(c, SaveTask)]
+        assert self.world.cluster.tasks == before
+        assert not saved, "no node is there yet"
+
+    def cordon(self, name: str, on: bool) -> None:
+        if on:
+            self.world.cordon(name)
+        else:
+            self.world.uncordon(name)
+
+    def output(self, which: int, count: int) -> None:
+        task = self.world.task(self.open_task(which))
+        cluster = self.world.cluster
+        cluster.append_tail(task.id, task.attempt, OutputStream.STDOUT, b"x" * count)
+
+    def fill(self, full: bool) -> None:
+        """Take what is free of the pool, or give it back."""
+        if not full:
+            while self.hogs:
+                self.world.pool.free(self.hogs.pop())
+            return
+        size_bytes = 1 << 19
+        while size_bytes >= 64:
+            try:
+                self.hogs.append(self.world.pool.allocate(size_bytes))
+            except PoolExhausted:
+                size_bytes //= 2
+
+    def open_task(self, which: int) -> int:
+        """Return the id of an open task, or of an ended one."""
+        world = self.world
+        known = sorted(world.cluster.tasks) or sorted(world.saved.tasks)
+        return known[which % len(known)]
+
+
+@settings(
+    max_examples=int(os.environ.get("MASS_HISTORIES", "60")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(histories)
+def test_every_invariant_holds_in_any_history(
+    history: tuple[int, list[tuple[object, ...]]],
+) -> None:
+    first, second = History(), History()
+    for run in (first, second):
+        try:
+            run.run(*history)
+        finally:
+            run.world.close()
+    assert first.world.everything == second.world.everything
+    assert first.world.saved == second.world.saved

@@ -1,7 +1,8 @@
-"""The life of alerts: each rule on each node, as a table of states.
+"""The life of alerts: each rule on each node (or task, or the cluster), as a table of states.
 
-What a node's data says (true, false, missing) and the time that has passed move an alert; missing
-data is never a recovery. The states are columns by slot: only rows that change cost an object.
+What the data says (true, false, missing) and the time that has passed move an alert; missing data
+is never a recovery. The states are columns by row of the rule's scope (a slot, a running task's
+row, or the cluster's only one): just the rows that change cost an object.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.core.limits import DEFAULT_LIMITS, Limits
-from controller.core.model import Alert, AlertState
+from controller.core.metrics import Scope
+from controller.core.model import Alert, AlertKey, AlertState
 from controller.core.rules import Rule, RuleResult
 from controller.core.templates import fill
 
@@ -80,6 +82,20 @@ _NEVER_NS = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """What a row stands for: a node, a task on its node, or (with neither) the whole cluster."""
+
+    node_id: str = ""
+    task_id: int = 0
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that its alerts carry."""
+        labels = {"node": self.node_id} if self.node_id else {}
+        return {**labels, "task": str(self.task_id)} if self.task_id else labels
+
+
+@dataclass(frozen=True, slots=True)
 class AlertChange:
     """An alert has a new state; `notify` says that people are to be told (it fires, it ended).
 
@@ -92,7 +108,7 @@ class AlertChange:
 
 @dataclass(slots=True, eq=False)
 class _Rows:
-    """One rule's alerts by slot. Instants are 0 where they have no meaning."""
+    """One rule's alerts by row. Instants are 0 where they have no meaning."""
 
     rule: Rule
     life: NDArray[np.uint8]
@@ -134,7 +150,9 @@ class _Rows:
         )
 
 
-def _new_rows(rule: Rule, slots: int) -> _Rows:
+def _new_rows(rule: Rule, limits: Limits) -> _Rows:
+    bounds = {Scope.NODE: limits.nodes_max, Scope.CLUSTER: 1, Scope.TASK: limits.tasks_running_max}
+    slots = bounds[rule.scope]
     return _Rows(
         rule,
         np.zeros(slots, np.uint8),
@@ -147,26 +165,40 @@ def _new_rows(rule: Rule, slots: int) -> _Rows:
     )
 
 
+def _subject_of(
+    scope: Scope, slot: int, node_ids: Sequence[str | None], tasks: Sequence[Subject | None]
+) -> Subject | None:
+    if scope is Scope.NODE:
+        node_id = node_ids[slot]
+        return None if node_id is None else Subject(node_id)
+    return Subject() if scope is Scope.CLUSTER else tasks[slot]
+
+
 class Alerts:
-    """All alerts of a set of rules on at most `limits.nodes_max` slots."""
+    """All alerts of a set of rules on at most `nodes_max` nodes and `tasks_running_max` tasks."""
 
     def __init__(self, rules: tuple[Rule, ...], limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._rows = [_new_rows(rule, limits.nodes_max) for rule in rules]
+        self._rows = [_new_rows(rule, limits) for rule in rules]
         self._by_name = {rule.name: index for index, rule in enumerate(rules)}
-        self._node_ids: dict[int, str] = {}  # of slots with an alert that is not INACTIVE
-        # The lately ended ones by name and node, in the order of their end.
-        self._resolved: OrderedDict[tuple[str, str], Alert] = OrderedDict()
+        # Of the rows with an alert that is not INACTIVE.
+        self._subjects: dict[Scope, dict[int, Subject]] = {scope: {} for scope in Scope}
+        # The lately ended ones, in the order of their end.
+        self._resolved: OrderedDict[AlertKey, Alert] = OrderedDict()
         self._waiting: list[AlertChange] = []  # what restore found out
 
     def advance(
-        self, results: Sequence[RuleResult], node_ids: Sequence[str | None], now_ns: int
+        self,
+        results: Sequence[RuleResult],
+        node_ids: Sequence[str | None],
+        now_ns: int,
+        tasks: Sequence[Subject | None] = (),
     ) -> tuple[AlertChange, ...]:
-        """Move every alert by what its rule says now; return what changed, by rule and slot.
+        """Move every alert by what its rule says now; return what changed, by rule and row.
 
         The results are of the rules given at the start, in their order, over the same slots as
-        `node_ids`; no rule may hold on a slot without a node. A node that has gone must have
-        been forgotten before its slot is used again.
+        `node_ids`, or the same rows as `tasks`; no rule may hold on a row that stands for nothing.
+        A node or task that has gone must have been forgotten before its row is used again.
         """
         changes, self._waiting = self._waiting, []
         assert len(results) == len(self._rows)
@@ -178,9 +210,9 @@ class Alerts:
             moved = self._moved(rows, sights, now_ns)
             np.putmask(rows.value[: sights.size], result.holds, result.value)
             for slot in moved:
-                node_id = node_ids[slot]
-                assert node_id is not None, f"{rows.rule.name} holds on slot {slot} without a node"
-                changes.append(self._move(rows, slot, node_id, _Sight(int(sights[slot])), now_ns))
+                subject = _subject_of(rows.rule.scope, slot, node_ids, tasks)
+                assert subject is not None, f"{rows.rule.name} holds on row {slot} of nothing"
+                changes.append(self._move(rows, slot, subject, _Sight(int(sights[slot])), now_ns))
             if moved:
                 rows.find_due()
         changes += self._forget_resolved(now_ns)
@@ -196,15 +228,16 @@ class Alerts:
         return moved
 
     def _move(
-        self, rows: _Rows, slot: int, node_id: str, sight: _Sight, now_ns: int
+        self, rows: _Rows, slot: int, subject: Subject, sight: _Sight, now_ns: int
     ) -> AlertChange:
         """Move one alert: first by what is seen, then by time."""
         before = _Life(int(rows.life[slot]))
         life = _NEXT.get((before, sight), before)
         if before is _Life.INACTIVE:
             assert life is _Life.PENDING
-            assert self._node_ids.setdefault(slot, node_id) == node_id, "a slot was not forgotten"
-            self._resolved.pop((rows.rule.name, node_id), None)
+            known = self._subjects[rows.rule.scope].setdefault(slot, subject)
+            assert known == subject, "a row was not forgotten"
+            self._resolved.pop((rows.rule.name, subject.node_id, subject.task_id), None)
             rows.active_at_ns[slot], rows.fired_at_ns[slot] = now_ns, 0
         if life is _Life.KEEP_FIRING and before is not life:
             rows.ended_at_ns[slot] = now_ns
@@ -231,16 +264,18 @@ class Alerts:
         alert = self._alert(rows, slot, _STATES[life])
         if life is _Life.RESOLVED:
             alert = replace(alert, resolved_at_ns=now_ns)
-            self._resolved[alert.name, alert.node_id] = alert
+            self._resolved[alert.key] = alert
         rows.put(slot, _Life.INACTIVE if life is _Life.RESOLVED else life)
         return AlertChange(alert, notify)
 
     def _alert(self, rows: _Rows, slot: int, state: AlertState) -> Alert:
-        rule, node_id, value = rows.rule, self._node_ids[slot], float(rows.value[slot])
-        labels = {**rule.labels, "alertname": rule.name, "node": node_id}
+        rule, value = rows.rule, float(rows.value[slot])
+        subject = self._subjects[rule.scope][slot]
+        labels = {**rule.labels, "alertname": rule.name, **subject.labels}
         return Alert(
             name=rule.name,
-            node_id=node_id,
+            node_id=subject.node_id,
+            task_id=subject.task_id,
             state=state,
             labels=labels,
             annotations={key: fill(text, labels, value) for key, text in rule.annotations.items()},
@@ -249,15 +284,15 @@ class Alerts:
             fired_at_ns=int(rows.fired_at_ns[slot]),
         )
 
-    def forget(self, slot: int, now_ns: int) -> tuple[AlertChange, ...]:
-        """End all alerts of a node that is no more; its slot may then be another node's."""
+    def forget(self, slot: int, now_ns: int, scope: Scope = Scope.NODE) -> tuple[AlertChange, ...]:
+        """End all alerts of a node (or task) that is no more; its row may then be another's."""
         changes = []
-        if slot in self._node_ids:
+        if slot in self._subjects[scope]:
             for rows in self._rows:
-                if rows.life[slot] != _Life.INACTIVE:
+                if rows.rule.scope is scope and rows.life[slot] != _Life.INACTIVE:
                     changes.append(self._end(rows, slot, now_ns))
                     rows.find_due()
-            del self._node_ids[slot]
+            del self._subjects[scope][slot]
         changes += self._forget_resolved(now_ns)
         return tuple(changes)
 
@@ -270,20 +305,21 @@ class Alerts:
     def replace_rules(self, rules: tuple[Rule, ...], now_ns: int) -> None:
         """Go on with other rules; results of the old ones are not taken any more.
 
-        The alerts of a rule whose name and labels are as before stay as they are. All others end,
-        also where only the labels differ: to whoever was told of them those are other alerts. The
-        next `advance` tells the ends.
+        The alerts of a rule whose name, scope and labels are as before stay as they are. All others
+        end, also where only the labels differ: to whoever was told of them those are other alerts.
+        The next `advance` tells the ends.
         """
         before = {rows.rule.name: rows for rows in self._rows}
         self._rows = []
         for rule in rules:
             rows = before.get(rule.name)
-            if rows is not None and rows.rule.labels == rule.labels:
+            same = rows is not None and rows.rule.scope is rule.scope
+            if rows is not None and same and rows.rule.labels == rule.labels:
                 del before[rule.name]
                 rows.rule = rule
                 rows.find_due()  # the rule's times may be others
             else:
-                rows = _new_rows(rule, self._limits.nodes_max)
+                rows = _new_rows(rule, self._limits)
             self._rows.append(rows)
         for rows in before.values():
             for slot in np.flatnonzero(rows.life).tolist():
@@ -303,17 +339,30 @@ class Alerts:
             changes.append(AlertChange(replace(oldest, state=AlertState.INACTIVE), notify=False))
         return changes
 
-    def restore(self, alerts: Iterable[Alert], slots: Mapping[str, int], now_ns: int) -> None:
+    def restore(
+        self,
+        alerts: Iterable[Alert],
+        slots: Mapping[str, int],
+        now_ns: int,
+        tasks: Mapping[Subject, int] | None = None,
+    ) -> None:
         """Take over the alerts of an earlier controller; `slots` are those of the known nodes.
 
-        Instants are kept, but how long an alert has been KEEP_FIRING is counted anew. Alerts of
-        rules or nodes that are no more end: the next `advance` tells it.
+        `tasks` are the rows of the running tasks. Instants are kept, but how long an alert has been
+        KEEP_FIRING is counted anew. Alerts of rules, nodes or tasks that are no more end: the next
+        `advance` tells it.
         """
+        places: dict[Subject, tuple[Scope, int]] = {Subject(): (Scope.CLUSTER, 0)}
+        places.update({Subject(node_id): (Scope.NODE, slot) for node_id, slot in slots.items()})
+        places.update({task: (Scope.TASK, row) for task, row in (tasks or {}).items()})
         for alert in sorted(alerts, key=lambda alert: alert.resolved_at_ns):
-            index, slot = self._by_name.get(alert.name), slots.get(alert.node_id)
+            subject = Subject(alert.node_id, alert.task_id)
+            index, (scope, slot) = self._by_name.get(alert.name), places.get(subject, (None, 0))
+            if index is not None and self._rows[index].rule.scope is not scope:
+                index = None
             if alert.state is AlertState.RESOLVED:
-                self._resolved[alert.name, alert.node_id] = alert
-            elif index is None or slot is None:
+                self._resolved[alert.key] = alert
+            elif index is None:
                 self._end_restored(alert, now_ns)
             elif alert.state is not AlertState.INACTIVE:
                 rows, no_data = self._rows[index], alert.state is AlertState.NO_DATA
@@ -321,7 +370,7 @@ class Alerts:
                     life = _Life.FIRING_NO_DATA if alert.fired_at_ns else _Life.PENDING_NO_DATA
                 else:
                     life = _Life[alert.state.name]
-                self._node_ids[slot] = alert.node_id
+                self._subjects[rows.rule.scope][slot] = subject
                 rows.value[slot] = alert.value
                 rows.active_at_ns[slot] = alert.active_at_ns
                 rows.fired_at_ns[slot] = alert.fired_at_ns
@@ -334,13 +383,13 @@ class Alerts:
     def _end_restored(self, alert: Alert, now_ns: int) -> None:
         if alert.fired_at_ns:
             alert = replace(alert, state=AlertState.RESOLVED, resolved_at_ns=now_ns)
-            self._resolved[alert.name, alert.node_id] = alert
+            self._resolved[alert.key] = alert
         else:
             alert = replace(alert, state=AlertState.INACTIVE)
         self._waiting.append(AlertChange(alert, notify=alert.state is AlertState.RESOLVED))
 
     def active(self) -> list[Alert]:
-        """Return all alerts that have not ended, firing ones first, then by rule and node."""
+        """Return all alerts that have not ended, firing ones first, then by rule, node and task."""
         found = [
             self._alert(rows, slot, _STATES[_Life(int(rows.life[slot]))])
             for rows in self._rows
@@ -348,7 +397,7 @@ class Alerts:
             for slot in np.flatnonzero(rows.life).tolist()
         ]
         order = {state: rank for rank, state in enumerate(_ORDER)}
-        return sorted(found, key=lambda a: (order[a.state], self._by_name[a.name], a.node_id))
+        return sorted(found, key=lambda a: (order[a.state], self._by_name[a.name], *a.key[1:]))
 
     def listing(self) -> list[Alert]:
         """Return the active alerts, firing ones first, then the lately ended, newest first."""
@@ -365,8 +414,7 @@ class Alerts:
         return {**counts, AlertState.RESOLVED: len(self._resolved)}
 
     def check(self) -> None:
-        """Assert every invariant. Cost: linear in rules times slots."""
-        active: set[int] = set()
+        """Assert every invariant. Cost: linear in rules times rows."""
         for rows in self._rows:
             slots = np.flatnonzero(rows.life)
             assert rows.active_count == slots.size
@@ -377,6 +425,6 @@ class Alerts:
             due_at_ns = rows.due_at_ns
             rows.find_due()
             assert due_at_ns == rows.due_at_ns, "the first due row is known"
-            active.update(slots.tolist())
-        assert active <= set(self._node_ids), "active alerts know their node"
+            known = self._subjects[rows.rule.scope]
+            assert all(slot in known for slot in slots.tolist()), "active alerts know their subject"
         assert len(self._resolved) <= self._limits.alerts_resolved_max

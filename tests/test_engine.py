@@ -219,6 +219,23 @@ async def test_new_stream_of_a_node_ends_the_one_before(bench: Bench) -> None:
     assert waiting(second) == ["assignments"]
 
 
+async def test_hellos_of_one_turn_are_answered_each_on_its_own_stream(bench: Bench) -> None:
+    (first, _), (second, outbox) = bench.engine.open_stream(), bench.engine.open_stream()
+    now_ns = bench.engine.now_ns()
+    hellos = [hello(now_ns, "node-1", number) for number in (first, second)]
+    await asyncio.gather(*(bench.engine.ask(each) for each in hellos))
+    assert waiting(outbox) == ["welcome"]
+
+
+async def test_report_of_an_agent_is_not_acknowledged_to_the_next_one(bench: Bench) -> None:
+    await bench.join()
+    await bench.submit()
+    number, outbox = bench.engine.open_stream()
+    bench.engine.post(bench.started(1, 7))  # in the turn of the other agent's hello
+    await bench.engine.ask(hello(bench.engine.now_ns(), "node-1", number))
+    assert waiting(outbox) == ["welcome"]
+
+
 async def test_agent_that_takes_no_messages_loses_its_stream(bench: Bench) -> None:
     _, outbox = await bench.join()
     for _ in range(LIMITS.outbox_messages_max + 1):

@@ -145,9 +145,7 @@ class TestValuesComeBackAsTheyWere:
     @given(
         st.lists(stored_values.attempts, max_size=5, unique_by=lambda value: value.number),
         st.lists(stored_values.nodes, max_size=3, unique_by=lambda value: value.id),
-        st.lists(
-            stored_values.alerts, max_size=3, unique_by=lambda value: value.key
-        ),
+        st.lists(stored_values.alerts, max_size=3, unique_by=lambda value: value.key),
         st.binary(max_size=100),
     )
     def test_attempts_nodes_alerts_and_outputs(

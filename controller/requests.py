@@ -5,11 +5,12 @@ from __future__ import annotations
 from mass.v1 import task_pb2, types_pb2
 
 from controller.core.errors import InvalidRequest
-from controller.core.limits import Limits
+from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import TaskSpec, TaskState
 
 ENVIRONMENT_RESERVED = "MASS_"
 NAME_DEFAULT_LENGTH_MAX = 60
+ID_DIGITS_MAX = 19
 
 
 def submission(
@@ -83,8 +84,11 @@ def spec(message: types_pb2.TaskSpec, limits: Limits) -> TaskSpec:
     time_limit_ns = None
     if message.HasField("time_limit"):
         time_limit_ns = message.time_limit.ToNanoseconds()
-        if time_limit_ns <= 0:
-            raise InvalidRequest(f"time_limit is {time_limit_ns / 1e9:g} s; it must be above 0")
+        if not 0 < time_limit_ns <= limits.time_limit_max_ns:
+            raise InvalidRequest(
+                f"time_limit is {time_limit_ns / 1e9:g} s; it must be above 0, at most"
+                f" {limits.time_limit_max_ns // SECOND_NS} s"
+            )
     return TaskSpec(
         command=command,
         name=name,
@@ -144,9 +148,30 @@ def task_id(text: str) -> int:
     Raises:
         InvalidRequest: it is no integer from 1.
     """
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) < 1 << 62:
+    number = _integer_from_1(text)
+    if number is None:
         raise InvalidRequest(f"task id '{text[:40]}' is no integer from 1")
-    return int(text)
+    return number
+
+
+def page_before(token: str) -> int | None:
+    """Return the task id below which a page of tasks begins; None for the first page.
+
+    Raises:
+        InvalidRequest: the token is none that ListTasks gives.
+    """
+    number = _integer_from_1(token)
+    if token and number is None:
+        raise InvalidRequest(f"page_token '{token[:40]}' is none of this list's")
+    return number
+
+
+def _integer_from_1(text: str) -> int | None:
+    # The length first: leading zeros could hide a number that no store holds.
+    if len(text) > ID_DIGITS_MAX or not text.isascii() or not text.isdigit():
+        return None
+    number = int(text)
+    return number if 1 <= number < 1 << 62 else None
 
 
 def task_ids(texts: list[str], limits: Limits) -> list[int]:

@@ -48,6 +48,7 @@ class Limits:
     cpus_max: float = 4_096.0
     priority_max: int = 1_000_000
     retries_max: int = 100
+    time_limit_max_ns: int = 10 * 365 * 24 * 3_600 * SECOND_NS  # within the 2^63 of a store
     command_bytes_max: int = 128 * KIB
     environment_bytes_max: int = 128 * KIB
     name_length_max: int = 200

@@ -49,7 +49,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     ) -> task_pb2.ListTasksResponse:
         """Return a page of tasks, newest first; the token is the id to go on below."""
         size = requests.page_size(request.page_size)
-        before = requests.task_id(request.page_token) if request.page_token else None
+        before = requests.page_before(request.page_token)
         states = requests.states(list(request.states))
         found = await self._engine.store.tasks(before_id=before, limit=size, states=states)
         tasks = [self._cluster.tasks.get(task.id, task) for task in found]

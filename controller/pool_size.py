@@ -43,7 +43,7 @@ def need(limits: Limits, rules: RuleSet) -> PoolNeed:
     """Return what these bounds and rules ask for, measured on a trial series of one node."""
     with Pool(TRIAL_BYTES) as pool:
         one = Limits(nodes_max=1, tasks_running_max=1)
-        history = History(pool, one, rules.window_metrics)
+        history = History(pool, one, rules.window_metrics, rules.custom_metrics)
         history.series.add_node()
         statistics = history.series.statistics()
         per_node = statistics.history_size_bytes

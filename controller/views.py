@@ -9,7 +9,6 @@ from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
 from controller import wire
 from controller.core.cluster import Cluster
 from controller.core.explain import NodeRefusal, pending_reason
-from controller.core.history import SERIES_METRICS
 from controller.core.model import Alert, Task, TaskSpec
 from controller.core.nodes import NodeRecord
 from controller.core.results import Results
@@ -107,7 +106,7 @@ def node_view(
     if node.scheduling_since_ns:
         message.scheduling_since.CopyFrom(timestamp(node.scheduling_since_ns))
     message.last_seen_at.CopyFrom(timestamp(record.last_seen_ns))
-    for name in SERIES_METRICS:
+    for name in cluster.history.metrics:
         value = float(cluster.history.latest(name, now_ns)[slot])
         if math.isfinite(value):
             message.metrics[name] = value

@@ -15,6 +15,7 @@ from controller.core.alerts import Alerts
 from controller.core.errors import InvalidRequest, LimitReached, PoolIsExhausted
 from controller.core.history import History
 from controller.core.limits import Limits
+from controller.core.metrics import Scope
 from controller.core.model import (
     PLACED_STATES,
     Alert,
@@ -30,6 +31,7 @@ from controller.core.placement import Refusals
 from controller.core.promise import capacity_bytes
 from controller.core.queue import PendingQueue
 from controller.core.rules import RuleSet
+from controller.core.task_rows import TaskRows
 
 T = TypeVar("T")
 
@@ -41,10 +43,11 @@ class Cluster:
         self.limits = limits
         self.rules = rules
         self.pool = pool
-        self.history = History(pool, limits, rules.window_metrics)
+        self.history = History(pool, limits, rules.window_metrics, rules.custom_metrics)
         self.ledger = Ledger(pool, limits.nodes_max, limits.tasks_running_max)
         self.tails = Tails(pool, limits.tasks_running_max * len(OutputStream))
         self.alerts = Alerts(rules.rules, limits)
+        self.task_rows = TaskRows(limits.tasks_running_max)  # filled where a rule is of tasks
         self.nodes: dict[str, NodeRecord] = {}
         self.table = NodeTable(limits.nodes_max)
         self.leaving: set[str] = set()  # nodes with leaving_until_ns
@@ -252,7 +255,9 @@ class Cluster:
         for submission in submissions:
             self.submissions[submission.request_id] = submission
         self.next_task_id = next_task_id
-        self.alerts.restore(alerts, {r.node.id: r.slot for r in self.nodes.values()}, now_ns)
+        slots = {record.node.id: record.slot for record in self.nodes.values()}
+        self.update_task_rows()
+        self.alerts.restore(alerts, slots, now_ns, self.task_rows.by_subject())
 
     def _capacity(self, record: NodeRecord) -> int:
         return capacity_bytes(
@@ -266,6 +271,12 @@ class Cluster:
             InvalidRequest: a rule looks back on a metric of which no history is kept. The pool was
                 sized at the start; making room for more now could cost the histories there are.
         """
+        undeclared = sorted(set(rules.custom_metrics) - self.history.custom.keys())
+        if undeclared:
+            raise InvalidRequest(
+                f"no values of {', '.join(undeclared)} are kept since the start, and a rule file"
+                " declares it: it needs a restart"
+            )
         missing = sorted(rules.window_metrics - self.history.kept)
         if missing:
             raise InvalidRequest(
@@ -276,6 +287,14 @@ class Cluster:
         assert limits.tasks_running_max == self.limits.tasks_running_max
         self.rules, self.limits = rules, limits
         self.alerts.replace_rules(rules.rules, now_ns)
+
+    def update_task_rows(self) -> None:
+        """Bring the rows of running tasks in step with them, where a rule looks at tasks."""
+        if Scope.TASK not in self.rules.scopes:
+            self.task_rows.update(())
+            return
+        placed = (self.tasks[task_id] for task_id in self.reservations)
+        self.task_rows.update(task for task in placed if task.started_at_ns)
 
     def close(self) -> None:
         """Give all memory back to the pool."""

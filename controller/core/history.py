@@ -25,15 +25,19 @@ INDEX = {name: index for index, name in enumerate(SERIES_METRICS)}
 class History:
     """The samples of all nodes by slot. Histories are kept only for metrics in windows."""
 
-    def __init__(self, pool: Pool, limits: Limits, history: frozenset[str]) -> None:
+    def __init__(
+        self, pool: Pool, limits: Limits, history: frozenset[str], custom: tuple[str, ...] = ()
+    ) -> None:
+        self.metrics = SERIES_METRICS + custom  # in the order of their columns
         self.series = Series(
             pool,
-            SERIES_METRICS,
-            history & frozenset(SERIES_METRICS),
+            self.metrics,
+            history & frozenset(self.metrics),
             limits.nodes_max,
             hold_ns=limits.sample_hold_ns,
         )
         self.kept = history  # the metrics that windows may name
+        self.custom = {name: self.series.index[name] for name in custom}
         self._hold_ns = limits.sample_hold_ns
 
     def begin(self) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 
 from controller.core.cluster import Cluster
 from controller.core.expressions import Window
+from controller.core.metrics import Scope
+from controller.core.model import NodeState
 from controller.core.nodes import Bools, Floats, Ints
 from controller.core.placement import Offers
 from controller.core.promise import MemoryView, Promises
@@ -19,12 +21,17 @@ GROWTH_MAX = float(1 << 50)  # bytes per second; an agent may say anything
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """All nodes at one instant, by slot. Columns are views of the pool: they live for one cycle."""
+    """All nodes at one instant, by slot. Columns are views of the pool: they live for one cycle.
+
+    Beside them are the cluster's own metrics, each as one row, and those of the running tasks.
+    """
 
     now_ns: int
     count: int
     memory: MemoryView
     column: Callable[[str | Window], Floats]
+    cluster_column: Callable[[str | Window], Floats]
+    task_column: Callable[[str | Window], Floats]
 
 
 @dataclass(slots=True)
@@ -66,7 +73,43 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
         growth_per_second=growth.clip(-GROWTH_MAX, GROWTH_MAX).astype(np.int64),
         machines_shared=table.machines_shared,
     )
-    return Metrics(now_ns, count, memory, _columns(cluster, memory, now_ns))
+    return Metrics(
+        now_ns,
+        count,
+        memory,
+        column=_columns(cluster, memory, now_ns),
+        cluster_column=lambda name: np.array([_of_cluster(cluster, str(name))], np.float64),
+        task_column=_task_columns(cluster, now_ns),
+    )
+
+
+def _of_cluster(cluster: Cluster, name: str) -> float:
+    """Return one of the cluster's own metrics."""
+    match name:
+        case "nodes_ready":
+            return _nodes_in(cluster, NodeState.READY)
+        case "nodes_down":
+            return _nodes_in(cluster, NodeState.UNREACHABLE, NodeState.DOWN)
+        case "tasks_pending":
+            return len(cluster.queue)
+        case "tasks_running_total":
+            return len(cluster.reservations)
+    assert name == "pool_used_percent", name
+    statistics = cluster.pool.statistics()
+    return 100.0 * statistics.used_bytes / statistics.capacity_bytes
+
+
+def _nodes_in(cluster: Cluster, *states: NodeState) -> int:
+    return sum(1 for record in cluster.nodes.values() if record.state in states)
+
+
+def _task_columns(cluster: Cluster, now_ns: int) -> Callable[[str | Window], Floats]:
+    """Return the function by which rules over tasks get their columns, all made at once."""
+    cluster.update_task_rows()
+    if Scope.TASK not in cluster.rules.scopes:
+        return lambda name: np.empty(0)
+    columns = cluster.task_rows.columns(cluster.ledger.records(), cluster.tasks, now_ns)
+    return lambda name: columns[str(name)]
 
 
 def _columns(

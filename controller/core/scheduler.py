@@ -36,6 +36,7 @@ from controller.core.events import (
     TasksSubmitted,
     Tick,
 )
+from controller.core.metrics import Scope
 from controller.core.model import TaskState
 from controller.core.placement import (
     Placement,
@@ -118,7 +119,14 @@ class Scheduler:
         cluster = self.cluster
         promises = compute(metrics.memory, cluster.limits)
         count, memory = metrics.count, metrics.memory
-        rules = evaluate(cluster.rules, metrics.column, count, memory.used_slot)
+        rules = evaluate(
+            cluster.rules,
+            metrics.column,
+            count,
+            memory.used_slot,
+            metrics.cluster_column,
+            metrics.task_column,
+        )
         offers = make_offers(cluster, promises, blocked(rules, count), memory.capacity)
         return Results(metrics.now_ns, count, promises, rules, offers)
 
@@ -156,9 +164,13 @@ class Scheduler:
 
     def trigger_alerts(self, results: Results) -> None:
         """Move every alert on by what holds now; firing and resolving is told."""
-        alerts = self.cluster.alerts
+        alerts, rows, now_ns = self.cluster.alerts, self.cluster.task_rows, results.now_ns
         node_ids = self.cluster.table.ids[: results.count]
-        for change in alerts.advance(results.rules, node_ids, results.now_ns):
+        changes = [
+            change for row in rows.take_gone() for change in alerts.forget(row, now_ns, Scope.TASK)
+        ]
+        changes += alerts.advance(results.rules, node_ids, now_ns, rows.subjects)
+        for change in changes:
             self._commands.append(SaveAlert(change.alert))
             if change.notify:
                 self._commands.append(Notify(change.alert))

@@ -20,6 +20,8 @@ from agent.memory import KeptFile, Memory, MemoryReading, SystemPaths, memory_gr
 # The slope is taken over the last seconds: shorter is noise, longer hides the last turn.
 GROWTH_WINDOW_NS = 5_000_000_000
 GROWTH_POINTS_MAX = 32
+# An agent's own start would look like a machine that is full in a minute.
+GROWTH_SPAN_MIN_NS = 2_000_000_000
 # Samples may be asked for at any moment: closer ones add noise to the slope, and to the processor
 # time, which the kernel counts in steps of 10 ms.
 SPACING_NS = 160_000_000
@@ -103,7 +105,7 @@ class Sampler:
             load5=load5,
             load15=load15,
             disk_percent=self._disk_percent(),
-            memory_growth_bytes_per_second=slope(self._used),
+            memory_growth_bytes_per_second=self._growth(),
             oom_kills=oom_kills,
             tasks=tasks,
         )
@@ -114,6 +116,12 @@ class Sampler:
         for file in (self._stat, self._load, self._pressure):
             if file is not None:
                 file.close()
+
+    def _growth(self) -> float | None:
+        """Return the slope of used memory, None while too little of it was seen."""
+        if self._used[-1][0] - self._used[0][0] < GROWTH_SPAN_MIN_NS:
+            return None
+        return slope(self._used)
 
     def _cpu_percent(self, monotonic_ns: int) -> float | None:
         """Return the use of all cores since the last reading, None at the first."""

@@ -198,12 +198,29 @@ def test_growth_is_the_slope_of_the_last_seconds(machine: Machine, tmp_path: Pat
     sampler.close()
 
 
+def test_growth_is_not_told_from_less_than_two_seconds(machine: Machine, tmp_path: Path) -> None:
+    sampler = Sampler(tmp_path, machine.paths)
+    told = []
+    for second in range(4):
+        machine.host(16 * GIB, (12 - second) * GIB)
+        told.append(
+            sampler.read(
+                now_unix_ns=0, monotonic_ns=second * SECOND_NS, tasks={}, oom_kills=0
+            ).memory_growth_bytes_per_second
+        )
+    assert told == [None, None, pytest.approx(GIB), pytest.approx(GIB)]
+    sampler.close()
+
+
 def test_samples_close_together_do_not_disturb_the_slope(machine: Machine, tmp_path: Path) -> None:
     sampler = Sampler(tmp_path, machine.paths)
-    sampler.read(now_unix_ns=0, monotonic_ns=0, tasks={}, oom_kills=0)
+    for at_ns in (0, 2 * SECOND_NS):
+        sampler.read(now_unix_ns=0, monotonic_ns=at_ns, tasks={}, oom_kills=0)
     machine.host(16 * GIB, 11 * GIB)
-    near = sampler.read(now_unix_ns=0, monotonic_ns=SPACING_NS - 1, tasks={}, oom_kills=0)
-    assert near.memory_growth_bytes_per_second is None
+    near = sampler.read(
+        now_unix_ns=0, monotonic_ns=2 * SECOND_NS + SPACING_NS - 1, tasks={}, oom_kills=0
+    )
+    assert near.memory_growth_bytes_per_second == 0.0
     assert near.memory_used_bytes == 5 * GIB
     sampler.close()
 

@@ -203,9 +203,10 @@ class Engine:
         try:
             await self._carry_out(commands)
         except StoreError as error:
+            # Whoever asked may ask again: a submit has its request id.
             for future, _ in answers:
                 if not future.done():
-                    future.set_exception(NodeUnavailable(f"nothing was saved: {error}"))
+                    future.set_exception(error)
             raise
         for future, value in answers:
             if not future.done():  # the caller may have gone

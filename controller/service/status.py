@@ -20,6 +20,7 @@ from controller.core.errors import (
     PoolIsExhausted,
     ProtocolMismatch,
 )
+from controller.store.base import StoreError
 
 log = logging.getLogger("mass.service")
 
@@ -31,6 +32,7 @@ CODES: dict[type[MassError], grpc.StatusCode] = {
     PoolIsExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ProtocolMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     NodeUnavailable: grpc.StatusCode.UNAVAILABLE,
+    StoreError: grpc.StatusCode.UNAVAILABLE,
 }
 DETAILS_KEY = "grpc-status-details-bin"
 
@@ -39,7 +41,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MassError) -> NoReturn:
     """End a call with the status of an error; clients test its reason, never its text."""
-    code = CODES.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
+    codes = (CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    code = next(codes, grpc.StatusCode.FAILED_PRECONDITION)
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata=error.details
     )

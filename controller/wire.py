@@ -5,8 +5,10 @@ The only place that checks an agent's words; what passes here is trusted by the 
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,14 +20,18 @@ from controller.core.errors import InvalidRequest, ProtocolMismatch
 from controller.core.events import AttemptEnded, AttemptStarted, NodeJoined
 from controller.core.history import INDEX
 from controller.core.limits import PROTOCOL_VERSION, SECOND_NS, Limits
+from controller.core.metrics import CUSTOM_METRICS_MAX, CUSTOM_NAME, CUSTOM_NAME_RULE
 from controller.core.model import KnownAttempt, OomCause, OutputStream, Task
 from controller.core.nodes import NodeRecord
+
+log = logging.getLogger(__name__)
 
 NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 NODE_ID_RULE = "1 to 63 letters, digits, '.', '_' or '-'"
 ATTEMPTS_MAX = 10_000
 IDENTITY_LENGTH_MAX = 128
 BYTES_MAX = 1 << 50
+CUSTOM_VALUE_MAX = 1e30  # beyond it the series takes a value for not reported
 OUTPUT_BYTES_MAX = 64 << 10
 SAMPLE_AGE_MAX_NS = 3_600 * SECOND_NS  # of the oldest sample in a batch, before its newest
 SECONDS_MAX = 253_402_300_799  # the end of the year 9999, where Timestamp ends
@@ -85,6 +91,7 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
     if not 0 < hello.cpus <= 4_096:
         raise InvalidRequest(f"hello.cpus is {hello.cpus:g}; it must be above 0, at most 4096")
     _within("the number of hello.attempts", len(hello.attempts), 0, ATTEMPTS_MAX)
+    _within("the number of hello.custom_metrics", len(hello.custom_metrics), 0, CUSTOM_METRICS_MAX)
     return NodeJoined(
         at_ns=at_ns,
         node_id=hello.node_id,
@@ -171,7 +178,32 @@ def _write_sample(
     row[RESERVED] = cluster.ledger.reserved_bytes[slot]
     row[RUNNING] = len(sample.task_ids)
     row[TASK_MAX] = largest
+    if sample.custom_metrics:
+        _write_custom(cluster, record, sample.custom_metrics, row)
     cluster.history.write(slot, at_ns)
+
+
+def _write_custom(
+    cluster: Cluster, record: NodeRecord, values: Mapping[str, float], row: Any
+) -> None:
+    """Write what --metric measured; a name that no rule file declares is ignored and told once."""
+    _within("the number of sample.custom_metrics", len(values), 0, CUSTOM_METRICS_MAX)
+    for name, value in values.items():
+        if not CUSTOM_NAME.fullmatch(name):
+            raise InvalidRequest(f"sample.custom_metrics '{name[:80]}' is not {CUSTOM_NAME_RULE}")
+        if not abs(value) <= CUSTOM_VALUE_MAX:  # so that NaN is refused too
+            raise InvalidRequest(
+                f"sample.custom_metrics {name} is {value:g}; it must be"
+                f" -{CUSTOM_VALUE_MAX:g} to {CUSTOM_VALUE_MAX:g}"
+            )
+        place = cluster.history.custom.get(name)
+        if place is not None:
+            row[place] = value
+        elif name not in record.undeclared and len(record.undeclared) < CUSTOM_METRICS_MAX:
+            record.undeclared.add(name)
+            log.warning(
+                "metric ignored, no rule file declares it node=%s metric=%s", record.node.id, name
+            )
 
 
 def _write_readings(cluster: Cluster, sample: agent_pb2.Sample) -> int:

@@ -28,6 +28,7 @@ class NodeRecord:
     leaving_until_ns: int = 0  # its agent ends its attempts: until then it gets no new ones
     acknowledged_sequence: int = 0
     task_ids: set[int] = field(default_factory=set)  # placed here
+    undeclared: set[str] = field(default_factory=set)  # custom metrics that were told as ignored
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
 

@@ -1,16 +1,43 @@
-"""The controller's settings, checked in one place before anything starts."""
+"""The controller's settings: what there is, where each value came from, one check for all.
+
+A value comes from a flag, else from the environment, else from the file, else it is the default.
+Whatever cannot be meant is refused with the place where it was written.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from controller.configfile import read_file
+from controller.configvalues import (
+    Given,
+    is_loopback,
+    read_address,
+    read_boolean,
+    read_duration,
+    read_integer,
+    read_path,
+    read_paths,
+    read_size,
+    read_text,
+    show_duration,
+    show_size,
+    split_address,
+)
 from controller.core.errors import InvalidRequest
-from controller.core.limits import DEFAULT_LIMITS, Limits
+from controller.core.limits import DEFAULT_LIMITS, MILLISECOND_NS, SECOND_NS, Limits
+from controller.notify import checked_receiver
 
+DEFAULT_FILE = Path("/etc/mass/controller.toml")
+FILE_VARIABLE = "MASS_CONFIG"
+STATE_VARIABLE = "STATE_DIRECTORY"  # systemd's, under a unit with StateDirectory=
 NODES_MAX_BOUND = 100_000
+TASKS_RUNNING_MAX_BOUND = 1_000_000
+HISTORY_TASKS_MAX_BOUND = 100_000_000
+HISTORY_AGE_MIN_NS = 60 * SECOND_NS
+SAMPLE_INTERVAL_MIN_NS = 50 * MILLISECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +53,9 @@ class Settings:
     tasks_running_max: int = DEFAULT_LIMITS.tasks_running_max
     pool_bytes: int = 0  # 0: derived from the two bounds above
     insecure: bool = False
+    history_age_ns: int = DEFAULT_LIMITS.history_age_ns
+    history_tasks_max: int = DEFAULT_LIMITS.history_tasks_max
+    sample_interval_ns: int = DEFAULT_LIMITS.sample_interval_ns
 
     def limits(self) -> Limits:
         """Return the core's bounds with these settings in them."""
@@ -34,52 +64,158 @@ class Settings:
             nodes_max=self.nodes_max,
             tasks_running_max=self.tasks_running_max,
             pool_bytes=self.pool_bytes,
+            history_age_ns=self.history_age_ns,
+            history_tasks_max=self.history_tasks_max,
+            sample_interval_ns=self.sample_interval_ns,
         )
 
 
-def validate(settings: Settings) -> Settings:
-    """Return the settings, or refuse the first one that cannot be.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting. Its flag is the key with dashes, its variable MASS_ and the key in capitals."""
+
+    key: str
+    attribute: str  # of Settings
+    read: Callable[[Given], object]
+    show: Callable[[object], object] = lambda value: value  # as it stands in a file
+    while_running: bool = False  # whether a reload may change it
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "MASS_" + self.key.upper()
+
+
+def _whole(least: int, most: int) -> Callable[[Given], int]:
+    return lambda given: read_integer(given, least, most)
+
+
+def _lasting(least_ns: int, most_ns: int) -> Callable[[Given], int]:
+    return lambda given: read_duration(given, least_ns, most_ns)
+
+
+def _webhook(given: Given) -> str:
+    url = read_text(given)
+    try:
+        checked_receiver(url)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{given.name}: {error.message}", key=given.name) from error
+    return url
+
+
+SETTINGS = (
+    Setting("listen", "listen", read_address),
+    Setting("http", "http", read_address),
+    Setting("data", "data", read_path, str),
+    Setting("rules", "rules", read_paths, lambda paths: [str(path) for path in _tuple(paths)],
+            while_running=True),
+    Setting("webhook", "webhook", _webhook, while_running=True),
+    Setting("nodes_max", "nodes_max", _whole(1, NODES_MAX_BOUND)),
+    Setting("tasks_running_max", "tasks_running_max", _whole(1, TASKS_RUNNING_MAX_BOUND)),
+    Setting("pool", "pool_bytes", read_size, show_size),
+    Setting("insecure", "insecure", read_boolean),
+    Setting("history_age", "history_age_ns",
+            _lasting(HISTORY_AGE_MIN_NS, 3_650 * 24 * 3_600 * SECOND_NS), show_duration,
+            while_running=True),
+    Setting("history_tasks_max", "history_tasks_max", _whole(0, HISTORY_TASKS_MAX_BOUND),
+            while_running=True),
+    # An agent sends at least each heartbeat, so a longer interval would leave it nothing to send.
+    Setting("sample_interval", "sample_interval_ns",
+            _lasting(SAMPLE_INTERVAL_MIN_NS, DEFAULT_LIMITS.heartbeat_ns), show_duration,
+            while_running=True),
+)  # fmt: skip
+
+
+def _tuple(value: object) -> tuple[object, ...]:
+    assert isinstance(value, tuple)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a run, and by key where each came from; `default` where nowhere."""
+
+    settings: Settings = Settings()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
+
+    def shown(self) -> dict[str, tuple[object, str]]:
+        """Return each key's value as it stands in a file (None: not set) and where it is from."""
+        return {
+            setting.key: (
+                setting.show(getattr(self.settings, setting.attribute)),
+                self.origins.get(setting.key, "default"),
+            )
+            for setting in SETTINGS
+        }
+
+
+def load_config(
+    flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None = None
+) -> Config:
+    """Return the settings from flags (by key; None: not given), environment, file and defaults.
+
+    Without a file it is the one that MASS_CONFIG names, else /etc/mass/controller.toml if it is
+    there. An empty variable counts as not set.
 
     Raises:
-        InvalidRequest: names the setting, its value and the bound.
+        InvalidRequest: names the place, the value and the bound.
     """
-    for name, address in (("--listen", settings.listen), ("--http", settings.http)):
-        host, _ = split_address(name, address)
+    chosen = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
+    if chosen is None and DEFAULT_FILE.exists():
+        chosen = DEFAULT_FILE
+    in_file = {} if chosen is None else read_file(chosen, [s.key for s in SETTINGS])
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for setting in SETTINGS:
+        given = _given(setting, flags, environment) or in_file.get(setting.key)
+        if given is not None:
+            values[setting.attribute] = setting.read(given)
+            origins[setting.key] = given.origin
+    if "data" not in values and environment.get(STATE_VARIABLE):
+        values["data"] = Path(environment[STATE_VARIABLE].partition(":")[0])
+        origins["data"] = STATE_VARIABLE
+    settings = replace(Settings(), **values)  # type: ignore[arg-type]  # each was read as its type
+    return Config(_check(settings, origins), origins, chosen)
+
+
+def _given(
+    setting: Setting, flags: Mapping[str, object], environment: Mapping[str, str]
+) -> Given | None:
+    if flags.get(setting.key) is not None:
+        return Given(flags[setting.key], setting.flag, setting.flag, is_text=True)
+    if environment.get(setting.variable):
+        value = environment[setting.variable]
+        return Given(value, setting.variable, setting.variable, is_text=True)
+    return None
+
+
+def _check(settings: Settings, origins: Mapping[str, str]) -> Settings:
+    """Return the settings, or refuse what no single one can tell."""
+    for key, address in (("listen", settings.listen), ("http", settings.http)):
+        host, _ = split_address(key, address)
         if not is_loopback(host) and not settings.insecure:
             raise InvalidRequest(
-                f"{name} {address} is open to the network, and there is no encryption yet;"
-                " listen on 127.0.0.1, or say --insecure if the network is yours alone"
+                f"{origins.get(key, key)}: {key} {address} is open to the network, and there is no"
+                " encryption yet; listen on 127.0.0.1, or say --insecure (insecure = true) if the"
+                " network is yours alone"
             )
-    if not 1 <= settings.nodes_max <= NODES_MAX_BOUND:
-        raise InvalidRequest(
-            f"--nodes-max {settings.nodes_max} is outside 1 to {NODES_MAX_BOUND}"
-        )
-    if not 1 <= settings.tasks_running_max <= 1_000_000:
-        raise InvalidRequest(
-            f"--tasks-running-max {settings.tasks_running_max} is outside 1 to 1000000"
-        )
-    if settings.webhook is not None and urlsplit(settings.webhook).scheme not in ("http", "https"):
-        raise InvalidRequest(f"--webhook '{settings.webhook}' is no http:// or https:// address")
     return settings
 
 
-def split_address(name: str, address: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT (IPv6 in brackets).
-
-    Raises:
-        InvalidRequest: it is no such address.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65_535:
-        raise InvalidRequest(f"{name} '{address}' is no HOST:PORT with a port of 0 to 65535")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def changed_keys(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
+    """Return the keys that differ: those a reload may change, and those that need a restart."""
+    differing = [
+        setting
+        for setting in SETTINGS
+        if getattr(before, setting.attribute) != getattr(after, setting.attribute)
+    ]
+    return (
+        [setting.key for setting in differing if setting.while_running],
+        [setting.key for setting in differing if not setting.while_running],
+    )

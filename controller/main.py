@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
@@ -16,16 +17,18 @@ from pathlib import Path
 import uvloop
 
 from allocator.pool import Pool
-from controller.config import Settings, split_address, validate
+from controller.config import Config, Settings
+from controller.configvalues import split_address
 from controller.core.cluster import Cluster
-from controller.core.errors import MassError
+from controller.core.errors import InvalidRequest, MassError
 from controller.core.limits import MIB
 from controller.core.rules import RuleSet
 from controller.core.scheduler import Scheduler
 from controller.engine import Clock, Engine
-from controller.notify import Notifier
+from controller.notify_systemd import Systemd
 from controller.pool_size import pool_bytes
-from controller.rulefile import default_rules, load_rules
+from controller.reload import Notices, Reloader, read_rules
+from controller.rulefile import RuleFileError
 from controller.server import Server
 from controller.store.sqlite import SqliteStore
 from controller.web import serve_health
@@ -34,6 +37,7 @@ log = logging.getLogger("mass.controller")
 
 GRACE_S = 2.0
 EXIT_REFUSED = 1
+EXIT_CONFIGURATION = 2  # starting again will not help; the unit file says so to systemd
 
 
 class CannotServe(MassError):
@@ -42,8 +46,11 @@ class CannotServe(MassError):
     reason = "CANNOT_SERVE"
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT and return the exit code; say on stderr why not."""
+def run(load: Callable[[], Config]) -> int:
+    """Serve until SIGTERM or SIGINT and return the exit code; say on stderr why not.
+
+    `load` reads the configuration, now and again for each SIGHUP.
+    """
     if not __debug__:
         print("mass: refusing to run under python -O: its assertions are needed", file=sys.stderr)
         return EXIT_REFUSED
@@ -53,12 +60,17 @@ def run(settings: Settings) -> int:
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+    # Until it serves there is nothing to reload, and a SIGHUP would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         check_own_packages()
-        validate(settings)
-        rules = load_rules(settings.rules) if settings.rules else default_rules()
+        settings = load().settings
+        rules = read_rules(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, rules))
+            runner.run(serve(settings, rules, load=lambda: load().settings))
+    except (InvalidRequest, RuleFileError) as error:
+        print(f"mass controller: {error.message}", file=sys.stderr)
+        return EXIT_CONFIGURATION
     except MassError as error:
         print(f"mass controller: {error.message}", file=sys.stderr)
         return EXIT_REFUSED
@@ -87,18 +99,22 @@ async def serve(
     settings: Settings,
     rules: RuleSet,
     ready: Callable[[Engine, int], Awaitable[None]] | None = None,
+    load: Callable[[], Settings] | None = None,
 ) -> None:
     """Serve until a signal. `ready` is called with the engine and the port once it serves.
+
+    SIGHUP reloads: `load` reads the settings again; without it they stay as they are.
 
     Raises:
         MassError: the store, the pool or an address cannot be had, or the store fails later.
     """
+    systemd = Systemd(os.environ)
     _raise_file_limit()
     limits = settings.limits()
     size = pool_bytes(limits, rules)
     clock = Clock()
     store = SqliteStore.open(settings.data, limits)
-    notifier = Notifier(settings.webhook)
+    notices = Notices(settings.webhook)
     try:
         with Pool(size) as pool:
             cluster = Cluster(limits, rules, pool)
@@ -111,7 +127,7 @@ async def serve(
                 next_task_id=stored.next_task_id,
                 now_ns=clock.now_ns(),
             )
-            engine = Engine(Scheduler(cluster), store, clock, notifier.notify)
+            engine = Engine(Scheduler(cluster), store, clock, notices.notify)
             log.info(
                 "starting version=%s data=%s pool_mib=%d nodes_max=%d open_tasks=%d rules=%d",
                 distribution("mass-scheduler").version,
@@ -121,18 +137,23 @@ async def serve(
                 len(stored.tasks),
                 len(rules),
             )
-            await _serve_engine(settings, engine, ready)
+            reloader = Reloader(engine, notices, settings, load or (lambda: settings), systemd)
+            await _serve_engine(settings, engine, reloader, systemd, ready)
             cluster.close()
     finally:
-        await notifier.close()
+        await notices.close()
         await store.close()
 
 
 async def _serve_engine(
-    settings: Settings, engine: Engine, ready: Callable[[Engine, int], Awaitable[None]] | None
+    settings: Settings,
+    engine: Engine,
+    reloader: Reloader,
+    systemd: Systemd,
+    ready: Callable[[Engine, int], Awaitable[None]] | None,
 ) -> None:
     server = Server(engine)
-    host, port = split_address("--listen", settings.listen)
+    host, _ = split_address("--listen", settings.listen)
     try:
         bound = server.server.add_insecure_port(settings.listen)
     except RuntimeError:
@@ -149,6 +170,7 @@ async def _serve_engine(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
     await server.server.start()
     await server.set_serving(True)
     thinking = asyncio.create_task(engine.run())
@@ -158,16 +180,23 @@ async def _serve_engine(
     gc.freeze()
     if ready is not None:
         await ready(engine, bound)
+    systemd.tell("READY=1", f"STATUS=serving on {host}:{bound}")
+    pinging = asyncio.create_task(systemd.ping())
+    reloading = asyncio.create_task(reloader.run())
     waiting = asyncio.create_task(stopped.wait())
-    await asyncio.wait({thinking, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({thinking, reloading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    systemd.tell("STOPPING=1")
     serving = False
     await server.set_serving(False)
     engine.stop()
     waiting.cancel()
     web.close()
     await server.server.stop(GRACE_S)
-    with contextlib.suppress(asyncio.CancelledError):
-        await thinking
+    pinging.cancel()
+    reloading.cancel()
+    for task in (thinking, reloading):  # the reason of one that has failed
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
     log.info("stopped")
 
 

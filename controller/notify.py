@@ -63,7 +63,7 @@ class Notifier:
         self._hurry = threading.Event()  # ends the wait between two tries
         self._thread: threading.Thread | None = None
         if webhook is not None:
-            self._url, self._receiver = webhook, _checked_receiver(webhook)
+            self._url, self._receiver = webhook, checked_receiver(webhook)
             self._opener = urllib.request.build_opener(_NoRedirect)
             self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
             self._thread.start()
@@ -177,7 +177,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _checked_receiver(url: str) -> str:
+def checked_receiver(url: str) -> str:
     """Return host and port of an address; they alone are logged, as a path may hold a secret."""
     try:
         parts = urlsplit(url)

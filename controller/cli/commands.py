@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import alerts, nodes, pool, rules, services, submit, tasks
+from controller.cli import (
+    alerts,
+    completion,
+    config,
+    db,
+    install,
+    nodes,
+    pool,
+    rules,
+    services,
+    submit,
+    tasks,
+)
 from controller.cli.session import new_group
 
 app = new_group("MASS, the Memory Aware Scheduling System.", completion=True)
@@ -19,7 +31,10 @@ app.add_typer(rules.app, name="rules")
 app.add_typer(pool.app, name="pool")
 app.command("controller")(services.controller)
 app.command("dev")(services.dev)
-app.add_typer(services.db_app, name="db")
+app.add_typer(config.app, name="config")
+app.add_typer(db.app, name="db")
+app.command("install")(install.install)
+app.command("completion")(completion.completion)
 
 
 def _print_version(wanted: bool) -> None:

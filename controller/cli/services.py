@@ -1,28 +1,38 @@
-"""The commands that are no client's: `mass controller`, `mass dev` and `mass db ...`."""
+"""The commands that run something: `mass controller` and `mass dev`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from controller.cli.address import DEFAULT_ADDRESS, DEFAULT_HTTP_ADDRESS
-from controller.cli.output import OutputFormat, print_json
-from controller.cli.session import OutputOption, new_group, open_session
-from controller.cli.units import parse_size
-
-db_app = new_group("Look after the controller's store.")
+from controller.cli.config import ConfigOption
+from controller.cli.session import open_session
 
 DATA_DEFAULT = Path("mass-data")
 
 ListenOption = Annotated[
-    str, typer.Option("--listen", metavar="HOST:PORT", help="Where agents and clients come.")
+    str | None,
+    typer.Option(
+        "--listen",
+        metavar="HOST:PORT",
+        help=f"Where agents and clients come. [{DEFAULT_ADDRESS}]",
+    ),
 ]
 HttpOption = Annotated[
-    str, typer.Option("--http", metavar="HOST:PORT", help="Where page, metrics and health are.")
+    str | None,
+    typer.Option(
+        "--http",
+        metavar="HOST:PORT",
+        help=f"Where page, metrics and health are. [{DEFAULT_HTTP_ADDRESS}]",
+    ),
 ]
-DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Where the store is.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help=f"Where the store is. [{DATA_DEFAULT}]")
+]
 RulesOption = Annotated[
     list[Path] | None,
     typer.Option("--rules", metavar="FILE", help="A rules file; repeatable. [built-in rules]"),
@@ -31,56 +41,75 @@ WebhookOption = Annotated[
     str | None, typer.Option("--webhook", metavar="URL", help="Where alerts are sent.")
 ]
 NodesMaxOption = Annotated[
-    int, typer.Option("--nodes-max", min=1, help="How many nodes the pool is sized for.")
+    int | None, typer.Option("--nodes-max", help="How many nodes the pool is sized for. [1000]")
 ]
 TasksRunningMaxOption = Annotated[
-    int, typer.Option("--tasks-running-max", min=1, help="The same for running tasks.")
+    int | None, typer.Option("--tasks-running-max", help="The same for running tasks. [1000]")
 ]
 PoolOption = Annotated[
     str | None, typer.Option("--pool", metavar="SIZE", help="The pool. [derived from the bounds]")
 ]
 InsecureListenOption = Annotated[
-    bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")
+    bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS.")
+]
+HistoryAgeOption = Annotated[
+    str | None,
+    typer.Option("--history-age", metavar="TIME", help="How long ended tasks are kept. [30d]"),
+]
+HistoryTasksMaxOption = Annotated[
+    int | None,
+    typer.Option("--history-tasks-max", help="How many ended tasks are kept. [1000000]"),
+]
+SampleIntervalOption = Annotated[
+    str | None,
+    typer.Option("--sample-interval", metavar="TIME", help="How often agents sample. [1s]"),
 ]
 
 
 def controller(
-    listen: ListenOption = DEFAULT_ADDRESS,
-    http: HttpOption = DEFAULT_HTTP_ADDRESS,
-    data: DataOption = DATA_DEFAULT,
+    config: ConfigOption = None,
+    listen: ListenOption = None,
+    http: HttpOption = None,
+    data: DataOption = None,
     rules: RulesOption = None,
     webhook: WebhookOption = None,
-    nodes_max: NodesMaxOption = 1_000,
-    tasks_running_max: TasksRunningMaxOption = 1_000,
+    nodes_max: NodesMaxOption = None,
+    tasks_running_max: TasksRunningMaxOption = None,
     pool: PoolOption = None,
-    insecure: InsecureListenOption = False,
+    insecure: InsecureListenOption = None,
+    history_age: HistoryAgeOption = None,
+    history_tasks_max: HistoryTasksMaxOption = None,
+    sample_interval: SampleIntervalOption = None,
 ) -> None:
-    """Run the controller."""
+    """Run the controller. Each flag can also be a variable (MASS_LISTEN) or a key of the file."""
+    flags = {
+        "listen": listen,
+        "http": http,
+        "data": data,
+        "rules": rules or None,
+        "webhook": webhook,
+        "nodes_max": nodes_max,
+        "tasks_running_max": tasks_running_max,
+        "pool": pool,
+        "insecure": insecure,
+        "history_age": history_age,
+        "history_tasks_max": history_tasks_max,
+        "sample_interval": sample_interval,
+    }
     with open_session():
-        from controller.config import Settings
+        from controller.config import load_config
         from controller.main import run
 
-        settings = Settings(
-            listen=listen,
-            http=http,
-            data=data,
-            rules=tuple(rules or ()),
-            webhook=webhook,
-            nodes_max=nodes_max,
-            tasks_running_max=tasks_running_max,
-            pool_bytes=0 if pool is None else parse_size(pool, "pool"),
-            insecure=insecure,
-        )
-        raise typer.Exit(run(settings))
+        raise typer.Exit(run(lambda: load_config(flags, os.environ, config)))
 
 
 def dev(
-    listen: ListenOption = DEFAULT_ADDRESS,
-    http: HttpOption = DEFAULT_HTTP_ADDRESS,
-    data: DataOption = DATA_DEFAULT,
+    listen: ListenOption = None,
+    http: HttpOption = None,
+    data: DataOption = None,
     rules: RulesOption = None,
     webhook: WebhookOption = None,
-    nodes_max: NodesMaxOption = 1_000,
+    nodes_max: NodesMaxOption = None,
     name: Annotated[str | None, typer.Option("--name", help="The node. [this host]")] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="What the node may promise.")
@@ -92,8 +121,12 @@ def dev(
     with open_session() as session:
         from controller.cli.dev import DevSettings, run_dev
 
-        flags = ["--listen", listen, "--http", http, "--data", str(data)]
-        flags += ["--nodes-max", str(nodes_max)]
+        listen, http = listen or DEFAULT_ADDRESS, http or DEFAULT_HTTP_ADDRESS
+        data = data or DATA_DEFAULT
+        # What is configured for a service of this machine is not meant for a trial.
+        flags = ["--config", os.devnull]
+        flags += ["--listen", listen, "--http", http, "--data", str(data)]
+        flags += [] if nodes_max is None else ["--nodes-max", str(nodes_max)]
         for path in rules or ():
             flags += ["--rules", str(path)]
         if webhook is not None:
@@ -112,24 +145,3 @@ def dev(
             ),
             session.note,
         )
-
-
-@db_app.command("upgrade")
-def upgrade_store(
-    data: DataOption = DATA_DEFAULT, output: OutputOption = OutputFormat.TABLE
-) -> None:
-    """Bring the store in a data directory to this version; a copy is kept beside it."""
-    with open_session(output=output) as session:
-        from controller.store.schema import upgrade
-
-        done = upgrade(data)
-        if session.json:
-            copy = None if done.copy is None else str(done.copy)
-            print_json({"from": done.from_revision, "to": done.to_revision, "copy": copy})
-        elif done.copy is None:
-            print(f"the store in {data} is up to date: {done.to_revision}")
-        else:
-            print(
-                f"the store in {data} went from {done.from_revision} to {done.to_revision}; "
-                f"it was copied to {done.copy} before"
-            )

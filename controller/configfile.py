@@ -1,0 +1,78 @@
+"""Reads a configuration file: flat TOML, in which a key that is not known is an error.
+
+tomllib does not say where a key stood; the line is found again in the text, for the messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from controller.configvalues import Given
+from controller.core.errors import InvalidRequest
+from controller.core.expression_text import did_you_mean
+
+FILE_BYTES_MAX = 1 << 20
+
+
+def read_file(path: Path, keys: Collection[str]) -> dict[str, Given]:
+    """Return what a file says, by key. Relative paths in it are relative to its folder.
+
+    Raises:
+        InvalidRequest: it cannot be read, is too large or no TOML, or has a key not in `keys`.
+    """
+    text = _text(path)
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{path}: {error}") from None
+    except RecursionError:
+        raise InvalidRequest(f"{path}: the brackets are nested too deep") from None
+    for key in found:
+        if key not in keys:
+            raise InvalidRequest(
+                f"{_place(path, text, key)}: unknown key '{key}'{did_you_mean(key, keys)}", key=key
+            )
+    given = {}
+    for key, value in found.items():
+        place = _place(path, text, key)
+        given[key] = Given(value, f"{place}: {key}", place, folder=path.absolute().parent)
+    return given
+
+
+def dump(shown: Mapping[str, tuple[object, str]]) -> str:
+    """Return settings as the text of a file, each with a comment that says where it is from."""
+    lines = []
+    for key, (value, origin) in shown.items():
+        if value is None:
+            lines.append(f"# {key} is not set")
+        else:
+            # What JSON writes of text, numbers, truth values and lists of text is TOML too.
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}  # {origin}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _text(path: Path) -> str:
+    try:
+        # /dev/null stands for "no file", so what is no regular file is read all the same.
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: the file cannot be read: {error.strerror}") from None
+    if len(data) > FILE_BYTES_MAX:
+        raise InvalidRequest(f"{path}: the file is larger than {FILE_BYTES_MAX:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidRequest(f"{path}:{line}: the text is not UTF-8") from None
+
+
+def _place(path: Path, text: str, key: str) -> str:
+    """Return FILE:LINE of a key or a table, or FILE where it is written in an unusual way."""
+    word = re.escape(key)
+    match = re.search(rf"^[ \t]*(?:\[\[?[ \t]*)?[\"']?{word}[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
+    return str(path) if match is None else f"{path}:{text.count(chr(10), 0, match.start()) + 1}"

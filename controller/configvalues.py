@@ -1,0 +1,170 @@
+"""Reads single values of the configuration, and shows them as they stand in a file.
+
+A value keeps the place where it was written until it has been read, so that every refusal can name
+it. Text from a flag or a variable may stand for a number; in a file a number is a number.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.core.errors import InvalidRequest
+from controller.core.expression_text import UNITS, duration_ns
+from controller.core.limits import GIB, KIB, MIB, MILLISECOND_NS, MINUTE_NS, SECOND_NS
+
+SIZE_MAX_BYTES = 1 << 50
+SHOWN_LENGTH_MAX = 80  # of a value in a message
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)", re.ASCII)
+_SIZE_UNITS = {unit.lower(): size_bytes for unit, size_bytes in UNITS.items()}
+_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_DURATIONS = (
+    ("d", 24 * 60 * MINUTE_NS),
+    ("h", 60 * MINUTE_NS),
+    ("m", MINUTE_NS),
+    ("s", SECOND_NS),
+    ("ms", MILLISECOND_NS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was written, and where."""
+
+    value: object
+    name: str  # for messages: `--http`, `MASS_HTTP` or `FILE:3: http`
+    origin: str  # for `config dump`: the same without the key
+    is_text: bool = False  # from a flag or a variable, where everything is text
+    folder: Path = Path()  # what a relative path is relative to
+
+    def error(self, problem: str) -> InvalidRequest:
+        """Return the error that this value has a problem."""
+        shown = repr(self.value) if isinstance(self.value, str) else str(self.value)
+        return InvalidRequest(f"{self.name} {shown[:SHOWN_LENGTH_MAX]} {problem}", key=self.name)
+
+
+def read_text(given: Given) -> str:
+    """Return text of one line. Raises InvalidRequest, as all that read here."""
+    if not isinstance(given.value, str):
+        raise given.error("is no text; write it in quotes")
+    if not given.value or not given.value.isprintable():
+        raise given.error("is empty or holds characters that cannot be printed")
+    return given.value
+
+
+def read_integer(given: Given, least: int, most: int) -> int:
+    """Return a whole number from `least` to `most`."""
+    value = given.value
+    if given.is_text and isinstance(value, str) and re.fullmatch(r"\d{1,18}", value, re.ASCII):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise given.error("is no whole number")
+    if not least <= value <= most:
+        raise given.error(f"is outside {least} to {most}")
+    return value
+
+
+def read_boolean(given: Given) -> bool:
+    """Return a truth value."""
+    value = given.value
+    if given.is_text and isinstance(value, str):
+        value = _WORDS.get(value.lower())
+    if not isinstance(value, bool):
+        raise given.error("is neither true nor false")
+    return value
+
+
+def read_size(given: Given) -> int:
+    """Return a size in bytes, at most 1 PiB: G, Gi and GiB are 2^30, GB is 10^9."""
+    match = _SIZE.fullmatch(given.value.strip()) if isinstance(given.value, str) else None
+    unit_bytes = _SIZE_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit_bytes is None:
+        raise given.error('is no size with a unit; write for example "512MiB" or "2GiB"')
+    size_bytes = int(float(match[1]) * unit_bytes)
+    if not 1 <= size_bytes <= SIZE_MAX_BYTES:
+        raise given.error("is outside 1 byte to 1 PiB")
+    return size_bytes
+
+
+def read_duration(given: Given, least_ns: int, most_ns: int) -> int:
+    """Return a duration in nanoseconds: 500ms, 30s, 1h30m, 30d."""
+    lasting_ns = duration_ns(given.value) if isinstance(given.value, str) else None
+    if lasting_ns is None:
+        raise given.error('is no duration with a unit; write for example "500ms", "1h30m" or "30d"')
+    if not least_ns <= lasting_ns <= most_ns:
+        raise given.error(f"is outside {show_duration(least_ns)} to {show_duration(most_ns)}")
+    return lasting_ns
+
+
+def read_path(given: Given) -> Path:
+    """Return a path; `~` is the user's home."""
+    if isinstance(given.value, Path):
+        return given.value
+    return given.folder / Path(read_text(given)).expanduser()
+
+
+def read_paths(given: Given) -> tuple[Path, ...]:
+    """Return a list of paths; in a variable `:` stands between them."""
+    value = given.value
+    if given.is_text and isinstance(value, str):
+        value = [part for part in value.split(":") if part]
+    if not isinstance(value, list | tuple):
+        raise given.error('is no list; write for example ["rules.yaml"]')
+    return tuple(
+        read_path(Given(part, given.name, given.origin, given.is_text, given.folder))
+        for part in value
+    )
+
+
+def read_address(given: Given) -> str:
+    """Return HOST:PORT as it was written; IPv6 is in brackets."""
+    text = read_text(given)
+    try:
+        split_address(given.name, text)
+    except InvalidRequest as error:
+        raise given.error("is no HOST:PORT with a port of 0 to 65535") from error
+    return text
+
+
+def split_address(name: str, address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT.
+
+    Raises:
+        InvalidRequest: it is no such address.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65_535:
+        raise InvalidRequest(f"{name} '{address}' is no HOST:PORT with a port of 0 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def show_size(size_bytes: object) -> str | None:
+    """Return a size as a file has it, exactly; None for 0, which nobody can write."""
+    assert isinstance(size_bytes, int)
+    for unit, unit_bytes in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size_bytes and size_bytes % unit_bytes == 0:
+            return f"{size_bytes // unit_bytes}{unit}"
+    return f"{size_bytes}B" if size_bytes else None
+
+
+def show_duration(lasting_ns: object) -> str:
+    """Return a duration as a file has it, in whole milliseconds: `1h30m`."""
+    assert isinstance(lasting_ns, int)
+    parts = []
+    for unit, unit_ns in _DURATIONS:
+        count, lasting_ns = divmod(lasting_ns, unit_ns)
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts) or "0s"

@@ -38,6 +38,7 @@ class NodeLeft:
     node_id: str
     stream: int
     reason: str
+    goodbye: bool = False  # its agent has ended all its attempts and reported what it could
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,13 +179,19 @@ def _never_arrived(task: Task, instance_id: str) -> bool:
 
 
 def on_node_left(cluster: Cluster, event: NodeLeft) -> Commands:
-    """Note that a stream has ended; silence decides the rest."""
+    """Note that a stream has ended; silence decides the rest, unless the agent said goodbye."""
     record = cluster.nodes.get(event.node_id)
     if record is None or record.stream != event.stream:
         return []
     record.stream = None
     cluster.table.refresh_open(record)
-    return []
+    commands: Commands = []
+    if event.goodbye:
+        # Nothing of these runs: the agent ended them, or they were sent to it after its last word.
+        reason = f"the agent of node {event.node_id} has left"
+        for task_id in sorted(record.task_ids):
+            commands += lose(cluster, cluster.tasks[task_id], "AGENT_LEFT", reason, event.at_ns)
+    return commands
 
 
 def on_node_cordoned(cluster: Cluster, event: NodeCordoned) -> Commands:

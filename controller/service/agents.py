@@ -39,11 +39,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         number, outbox = self._engine.open_stream()
         node_id = ""
         reason = "the stream was closed"
+        goodbye = False
         try:
             record = await self._welcome(request_iterator, number)
             node_id = record.node.id
             log.info("agent connected node=%s stream=%d peer=%s", node_id, number, context.peer())
-            await self._serve(request_iterator, context, record, number, outbox)
+            goodbye = await self._serve(request_iterator, context, record, number, outbox)
         except MassError as error:
             reason = error.message
             log.warning("agent refused node=%s stream=%d reason=%s", node_id, number, reason)
@@ -55,7 +56,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             self._engine.close_stream(number)
             if node_id:
                 log.info("agent gone node=%s stream=%d reason=%s", node_id, number, reason)
-                self._engine.post(NodeLeft(self._engine.now_ns(), node_id, number, reason))
+                now_ns = self._engine.now_ns()
+                self._engine.post(NodeLeft(now_ns, node_id, number, reason, goodbye))
 
     async def _welcome(
         self, messages: AsyncIterator[agent_pb2.AgentMessage], number: int
@@ -79,14 +81,15 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         record: NodeRecord,
         number: int,
         outbox: Outbox,
-    ) -> None:
-        """Read and write until either side ends."""
+    ) -> bool:
+        """Read and write until either side ends; return whether the agent said goodbye."""
         writer = asyncio.create_task(_write(context, outbox))
         reader = asyncio.create_task(self._read(messages, record, number))
         try:
             done, _ = await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            return reader in done and reader.result()
         finally:
             for task in (reader, writer):
                 task.cancel()
@@ -94,11 +97,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
     async def _read(
         self, messages: AsyncIterator[agent_pb2.AgentMessage], record: NodeRecord, number: int
-    ) -> None:
+    ) -> bool:
         engine, cluster = self._engine, self._engine.cluster
         async for message in messages:
             if record.stream != number:
-                return  # a later stream has replaced this one, maybe another agent process
+                return False  # a later stream has replaced this one, maybe of another process
             now_ns = engine.now_ns()
             kind = message.WhichOneof("body")
             if kind == "samples":
@@ -117,9 +120,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 engine.logs.answer(message.log)
             elif kind == "goodbye":
                 log.info("agent says goodbye node=%s", record.node.id)
-                return
+                return True
             else:
                 raise ProtocolMismatch(f"a message with body {kind} is not understood here")
+        return False
 
 
 async def _write(context: Context, outbox: Outbox) -> None:

@@ -175,3 +175,19 @@ def test_assignment_is_sent_again_only_to_the_process_that_was_given_it() -> Non
         assert not [c for c in world.join("n1", instance="i2") if isinstance(c, SendAssignment)]
         again = [c for c in world.sample("n1") if isinstance(c, SendAssignment)]
         assert [(c.task.id, c.task.attempt) for c in again] == [(1, 2)]
+
+
+def test_what_an_agent_still_has_at_its_goodbye_is_queued_again_at_once() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec(), spec())
+        world.leave("n1", goodbye=True)
+        assert world.states(1, 2) == ["PENDING", "PENDING"]
+
+
+def test_what_an_agent_still_has_when_its_stream_breaks_waits_for_it() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec())
+        world.leave("n1")
+        assert world.states(1) == ["ASSIGNED"]

@@ -275,10 +275,10 @@ class Harness:
         self.join(node, **hello)  # type: ignore[arg-type]
         return self.sample(node)
 
-    def leave(self, node: str) -> list[Command]:
+    def leave(self, node: str, goodbye: bool = False) -> list[Command]:
         """End the node's stream."""
         stream = self.agents[node].hello.stream
-        return self.turn(NodeLeft(self.now_ns, node, stream, "gone"))
+        return self.turn(NodeLeft(self.now_ns, node, stream, "gone", goodbye))
 
     def cordon(self, node: str, reason: str = "repair") -> list[Command]:
         """Keep new tasks off a node."""

@@ -2,7 +2,8 @@
 
 Two shapes: YAML as Prometheus has it (groups of rules), and a Python file with one list `RULES`
 of an expression and an alert each. A Python file is read, never executed. `interval` and INTERVAL
-are checked and change nothing: rules are evaluated whenever samples arrive.
+are checked and change nothing: rules are evaluated whenever samples arrive. Each file declares the
+metrics of one's own that it names, so that it can be read alone.
 """
 
 from __future__ import annotations
@@ -18,14 +19,25 @@ from controller.core.errors import MassError
 from controller.core.expression_text import ExpressionError, did_you_mean, duration_ns
 from controller.core.expressions import Expression, parse
 from controller.core.limits import DEFAULT_LIMITS, Limits
-from controller.core.metrics import METRIC_NAMES, WINDOWLESS_NAMES
+from controller.core.metrics import CUSTOM_METRICS_MAX, Scope
 from controller.core.rules import Rule, RuleSet
 from controller.core.templates import template_problem
+from controller.core.vocabulary import custom_problem, vocabulary
 
+FILE_KEYS = ("groups", "metrics")
 GROUP_KEYS = ("name", "interval", "rules")
-RULE_KEYS = ("alert", "expr", "for", "keep_firing_for", "labels", "annotations", "placement")
+RULE_KEYS = (
+    "alert", "expr", "scope", "for", "keep_firing_for", "labels", "annotations", "placement",
+)  # fmt: skip
 ENTRY_KEYS = ("expression", "alert")  # of a Python file
-OWN_LABELS = ("alertname", "node")  # which every alert gets
+# The labels that MASS sets on the alerts of each scope.
+OWN_LABELS = {
+    Scope.NODE: ("alertname", "node"),
+    Scope.CLUSTER: ("alertname",),
+    Scope.TASK: ("alertname", "node", "task"),
+}
+_DECLARE = "; a metric of one's own is declared under metrics: [{}]"
+_DECLARE_PYTHON = "; a metric of one's own is declared in METRICS = ['{}']"
 TEXT_LENGTH_MAX = 2_000  # of one annotation; every alert carries its own copy
 ENTRIES_MAX = 32  # labels or annotations of one rule
 
@@ -48,7 +60,7 @@ def load_rules(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> 
     loaded = _Loaded(limits)
     for path in paths:
         _read_file(Path(path), loaded)
-    return RuleSet(tuple(loaded.rules))
+    return RuleSet(tuple(loaded.rules), tuple(loaded.metrics))
 
 
 def default_rules() -> RuleSet:
@@ -63,6 +75,15 @@ class _Loaded:
     limits: Limits
     rules: list[Rule] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # alert name: FILE:LINE
+    metrics: dict[str, None] = field(default_factory=dict)  # declared, in their order
+
+    def declare(self, name: str, place: _Place) -> None:
+        problem = custom_problem(name)
+        if problem:
+            raise place.error(problem)
+        self.metrics[name] = None
+        if len(self.metrics) > CUSTOM_METRICS_MAX:
+            raise place.error(f"more than {CUSTOM_METRICS_MAX} metrics are declared")
 
     def add(self, rule: Rule, place: _Place) -> None:
         first = self.seen.get(rule.name)
@@ -136,15 +157,43 @@ def _read_yaml(text: str, place: _Place, loaded: _Loaded) -> None:
         raise place.error("the YAML nests too deep") from None
     if root is None:
         raise place.error("the file is empty; a rule file holds at least one rule")
-    top = _mapping(root, place.at(root), ("groups",))
+    top = _mapping(root, place.at(root), FILE_KEYS)
     if "groups" not in top:
         raise place.at(root).error("the key 'groups' is missing")
+    words = _Words(_DECLARE, _metrics(top.get("metrics"), place, loaded))
     names: set[str] = set()
     for node in _sequence(top["groups"], place.at(top["groups"]), "groups"):
-        _read_group(node, place.at(node), names, loaded)
+        _read_group(node, place.at(node), names, words, loaded)
 
 
-def _read_group(node: yaml.Node, place: _Place, names: set[str], loaded: _Loaded) -> None:
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What the expressions of one file may name."""
+
+    hint: str
+    metrics: tuple[str, ...]
+
+    def parse(self, text: str, scope: Scope) -> Expression:
+        """Raises ExpressionError."""
+        return parse(text, vocabulary(scope, self.metrics, self.hint))
+
+
+def _metrics(node: yaml.Node | None, place: _Place, loaded: _Loaded) -> tuple[str, ...]:
+    if node is None:
+        return ()
+    names: list[str] = []
+    for item in _sequence(node, place.at(node), "metrics"):
+        name = _text(item, place, "metrics")
+        if name in names:
+            raise place.at(item).error(f"the metric '{name}' is declared twice")
+        loaded.declare(name, place.at(item, "metrics"))
+        names.append(name)
+    return tuple(names)
+
+
+def _read_group(
+    node: yaml.Node, place: _Place, names: set[str], words: _Words, loaded: _Loaded
+) -> None:
     keys = _mapping(node, place, GROUP_KEYS, naming=("name", "group"))
     if "name" not in keys:
         raise place.error("a group needs a 'name'")
@@ -158,10 +207,12 @@ def _read_group(node: yaml.Node, place: _Place, names: set[str], loaded: _Loaded
     if "rules" not in keys:
         raise place.error("the key 'rules' is missing")
     for rule_node in _sequence(keys["rules"], place.at(keys["rules"]), "rules"):
-        _read_rule(rule_node, place, name, loaded)
+        _read_rule(rule_node, place, name, words, loaded)
 
 
-def _read_rule(node: yaml.Node, group_place: _Place, group: str, loaded: _Loaded) -> None:
+def _read_rule(
+    node: yaml.Node, group_place: _Place, group: str, words: _Words, loaded: _Loaded
+) -> None:
     place = group_place.at(node)
     keys = _mapping(node, place, RULE_KEYS, naming=("alert", "rule"))
     for key in ("alert", "expr"):
@@ -169,16 +220,18 @@ def _read_rule(node: yaml.Node, group_place: _Place, group: str, loaded: _Loaded
             raise place.error(f"a rule needs the key '{key}'")
     name = _name(keys["alert"], place, "alert", loaded.limits)
     place = group_place.at(node, f"rule '{name}'")
+    scope = _scope(keys.get("scope"), place)
     labels = _labels(keys.get("labels"), place, loaded.limits)
     rule = Rule(
         name=name,
         group=group,
-        expression=_expression(keys["expr"], place),
+        expression=_expression(keys["expr"], place, words, scope),
         hold_ns=_duration_ns(keys.get("for"), place, "for"),
         keep_firing_ns=_duration_ns(keys.get("keep_firing_for"), place, "keep_firing_for"),
         labels=labels,
-        annotations=_annotations(keys.get("annotations"), place, labels),
-        blocks_placement=_blocks_placement(keys.get("placement"), place),
+        annotations=_annotations(keys.get("annotations"), place, (*labels, *OWN_LABELS[scope])),
+        blocks_placement=_blocks_placement(keys.get("placement"), place, scope),
+        scope=scope,
     )
     loaded.add(rule, place)
 
@@ -264,11 +317,11 @@ def _duration_ns(node: yaml.Node | None, place: _Place, key: str) -> int:
     return duration
 
 
-def _expression(node: yaml.Node, place: _Place) -> Expression:
+def _expression(node: yaml.Node, place: _Place, words: _Words, scope: Scope) -> Expression:
     text = _text(node, place, "expr")
     block = isinstance(node, yaml.ScalarNode) and node.style == "|"
     try:
-        return parse(text, METRIC_NAMES, WINDOWLESS_NAMES)
+        return words.parse(text, scope)
     except ExpressionError as error:
         # The lines of a block begin below its sign; what is folded has one line only.
         line = node.start_mark.line + 1 + (error.line if block else 0)
@@ -283,7 +336,7 @@ def _labels(node: yaml.Node | None, place: _Place, limits: Limits) -> dict[str, 
     labels: dict[str, str] = {}
     for key, value in _entries(node, place, "labels").items():
         text = _text(value, place, key)
-        if key in OWN_LABELS:
+        if key in OWN_LABELS[Scope.TASK]:
             raise place.at(value).error(f"the label '{key}' is set by MASS on every alert")
         if "{{" in text:
             # A label that moves with the value would make a new alert of each sample.
@@ -306,7 +359,7 @@ def _annotations(node: yaml.Node | None, place: _Place, labels: Collection[str])
                 f"the annotation '{key}' has {len(text):,} characters, "
                 f"at most {TEXT_LENGTH_MAX:,} are allowed"
             )
-        problem = template_problem(text, (*labels, *OWN_LABELS))
+        problem = template_problem(text, labels)
         if problem:
             raise place.at(value).error(f"the annotation '{key}': {problem}")
         annotations[key] = text
@@ -327,9 +380,22 @@ def _entries(node: yaml.Node | None, place: _Place, key: str) -> dict[str, yaml.
     return entries
 
 
-def _blocks_placement(node: yaml.Node | None, place: _Place) -> bool:
+def _scope(node: yaml.Node | None, place: _Place) -> Scope:
+    if node is None:
+        return Scope.NODE
+    text = _text(node, place, "scope")
+    names = [scope.value for scope in Scope]
+    if text not in names:
+        hint = did_you_mean(text, names) or f"; there are {', '.join(names)}"
+        raise place.at(node).error(f"unknown scope '{text[:40]}'{hint}")
+    return Scope(text)
+
+
+def _blocks_placement(node: yaml.Node | None, place: _Place, scope: Scope) -> bool:
     if node is None:
         return False
+    if scope is Scope.TASK:
+        raise place.at(node).error("a rule over tasks cannot keep tasks off nodes ('placement')")
     text = _text(node, place, "placement")
     if text != "block":
         raise place.at(node).error(f"'placement' can only be 'block', not '{text[:40]}'")
@@ -340,23 +406,11 @@ def _blocks_placement(node: yaml.Node | None, place: _Place) -> bool:
 
 
 def _read_python(text: str, place: _Place, loaded: _Loaded) -> None:
-    rules: ast.expr | None = None
-    for index, statement in enumerate(_statements(text, place)):
-        here = _Place(place.file, statement.lineno)
-        match statement:
-            case ast.Expr(value=ast.Constant(value=str())) if index == 0:
-                continue
-            case ast.Assign(targets=[ast.Name(id="RULES")], value=value):
-                if rules is not None:
-                    raise here.error("RULES is assigned twice")
-                rules = value
-            case ast.Assign(targets=[ast.Name(id="INTERVAL")], value=ast.Constant(value=value)):
-                if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                    raise here.error("INTERVAL is a number of seconds above 0")
-            case _:
-                raise here.error("a rule file holds only RULES = [...] and INTERVAL = seconds")
-    if rules is None:
+    assigned = _assignments(text, place)
+    if "RULES" not in assigned:
         raise place.error("RULES = [...] is missing")
+    words = _Words(_DECLARE_PYTHON, _python_metrics(assigned.get("METRICS"), place, loaded))
+    rules = assigned["RULES"]
     if not isinstance(rules, ast.List | ast.Tuple):
         raise _Place(place.file, rules.lineno).error("RULES is a list of {...} entries")
     if not rules.elts:
@@ -364,7 +418,48 @@ def _read_python(text: str, place: _Place, loaded: _Loaded) -> None:
     for number, element in enumerate(rules.elts, start=1):
         entry_place = _Place(place.file, element.lineno, (f"rule {number}",))
         entry = _entry(element, entry_place, loaded.limits)
-        _add_entry(entry, Path(place.file).stem, entry_place, loaded)
+        _add_entry(entry, Path(place.file).stem, entry_place, words, loaded)
+
+
+def _assignments(text: str, place: _Place) -> dict[str, ast.expr]:
+    """Return what the file assigns to RULES, METRICS and INTERVAL; nothing else may be there."""
+    assigned: dict[str, ast.expr] = {}
+    for index, statement in enumerate(_statements(text, place)):
+        here = _Place(place.file, statement.lineno)
+        match statement:
+            case ast.Expr(value=ast.Constant(value=str())) if index == 0:
+                continue
+            case ast.Assign(targets=[ast.Name(id="RULES" | "METRICS" | "INTERVAL" as name)]):
+                if name in assigned:
+                    raise here.error(f"{name} is assigned twice")
+                assigned[name] = statement.value
+            case _:
+                raise here.error(
+                    "a rule file holds only RULES = [...], METRICS = [...] and INTERVAL = seconds"
+                )
+        seconds = _literal(assigned.get("INTERVAL", ast.Constant(1)))
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+            raise here.error("INTERVAL is a number of seconds above 0")
+    return assigned
+
+
+def _python_metrics(node: ast.expr | None, place: _Place, loaded: _Loaded) -> tuple[str, ...]:
+    """Return the names of METRICS = ['NAME', ...]."""
+    if node is None:
+        return ()
+    if not isinstance(node, ast.List | ast.Tuple):
+        raise _Place(place.file, node.lineno).error("METRICS is a list of names in quotes")
+    names: list[str] = []
+    for element in node.elts:
+        here = _Place(place.file, element.lineno)
+        name = _literal(element)
+        if not isinstance(name, str):
+            raise here.error("METRICS is a list of names in quotes")
+        if name in names:
+            raise here.error(f"the metric '{name}' is declared twice")
+        loaded.declare(name, here)
+        names.append(name)
+    return tuple(names)
 
 
 def _statements(text: str, place: _Place) -> Sequence[ast.stmt]:
@@ -409,10 +504,12 @@ def _literal(node: ast.expr | None) -> object:
     return ast.literal_eval(node) if isinstance(node, ast.Constant) else None
 
 
-def _add_entry(entry: dict[str, str], group: str, place: _Place, loaded: _Loaded) -> None:
+def _add_entry(
+    entry: dict[str, str], group: str, place: _Place, words: _Words, loaded: _Loaded
+) -> None:
     name = entry["alert"]
     try:
-        expression = parse(entry["expression"], METRIC_NAMES, WINDOWLESS_NAMES)
+        expression = words.parse(entry["expression"], Scope.NODE)
     except ExpressionError as error:
         raise _expression_error(place, "expression", error) from None
     loaded.add(Rule(name, group, expression, annotations={"summary": name}), place)

@@ -11,7 +11,13 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("allocator/mass-launcher", "controller/default_rules.yaml", "mass/v1/agent_pb2.py")
+NEEDED = (
+    "agent/mass-agent.service",
+    "allocator/mass-launcher",
+    "controller/default_rules.yaml",
+    "controller/mass-controller.service",
+    "mass/v1/agent_pb2.py",
+)
 SCRIPT = """
 import allocator.pool, controller.main, mass.v1.agent_pb2, agent.main
 with allocator.pool.Pool(1 << 20) as pool:

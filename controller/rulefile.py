@@ -36,8 +36,8 @@ OWN_LABELS = {
     Scope.CLUSTER: ("alertname",),
     Scope.TASK: ("alertname", "node", "task"),
 }
-_DECLARE = "; a metric of one's own is declared under metrics: [{}]"
-_DECLARE_PYTHON = "; a metric of one's own is declared in METRICS = ['{}']"
+_DECLARE = "; if it is your own, declare it under metrics: [{}]"
+_DECLARE_PYTHON = "; if it is your own, declare it in METRICS = ['{}']"
 TEXT_LENGTH_MAX = 2_000  # of one annotation; every alert carries its own copy
 ENTRIES_MAX = 32  # labels or annotations of one rule
 

@@ -9,6 +9,7 @@ import pytest
 
 from controller.core.expressions import Window, WindowFunction
 from controller.core.limits import MINUTE_NS, SECOND_NS, Limits
+from controller.core.metrics import Scope
 from controller.rulefile import RuleFileError, default_rules, load_rules
 
 # Python files end in .py.txt there, so that no tool takes them for code of this project.
@@ -66,6 +67,42 @@ def test_file_of_the_specification_is_read(tmp_path: Path) -> None:
     assert (high.group, high.hold_ns) == ("specification", 0)
     assert high.annotations == {"summary": "High memory usage detected!"}
     assert stays.expression.text == "avg(mem_percent, '5m') > 90 and mem_available < 2*GiB"
+
+
+def test_metrics_of_the_specification_are_read_where_they_are_declared(tmp_path: Path) -> None:
+    rules = load_rules([placed(FILES / "good" / "specification_metrics.py.txt", tmp_path)])
+    assert rules.custom_metrics == ("metric1", "metric2")
+    assert rules.metrics == {"metric1", "metric2"}
+    assert [rule.expression.text for rule in rules.rules] == ["metric1 > 80", "metric2 < 20"]
+
+
+def test_scopes_and_declared_metrics_are_read() -> None:
+    rules = load_rules([FILES / "good" / "scopes.yaml"])
+    assert [(rule.name, rule.scope) for rule in rules.rules] == [
+        ("QueueLong", Scope.NODE),
+        ("ClusterShort", Scope.CLUSTER),
+        ("QueueWaits", Scope.CLUSTER),
+        ("TaskNearItsLimit", Scope.TASK),
+    ]
+    assert rules.custom_metrics == ("metric1", "queue_depth")
+    assert rules.window_metrics == {"queue_depth"}
+    assert rules.scopes == set(Scope)
+
+
+def test_one_metric_may_be_declared_by_two_files_and_is_one(tmp_path: Path) -> None:
+    texts = [
+        rules_text(1).replace("load1", "b").replace("A0", name) for name in ("First", "Second")
+    ]
+    first = write(tmp_path, "metrics: [a, b]\n" + texts[0], "a.yaml")
+    second = write(tmp_path, "metrics: [b, c]\n" + texts[1], "b.yaml")
+    assert load_rules([first, second]).custom_metrics == ("a", "b", "c")
+
+
+def test_metric_declared_by_another_file_is_not_known(tmp_path: Path) -> None:
+    first = write(tmp_path, "metrics: [own]\n" + rules_text(1), "a.yaml")
+    second = write(tmp_path, "groups: [{name: g, rules: [{alert: B, expr: own > 1}]}]", "b.yaml")
+    with pytest.raises(RuleFileError, match=r"b\.yaml:1: .*declare it under metrics: \[own\]"):
+        load_rules([first, second])
 
 
 def test_files_come_in_the_order_given(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class Vocabulary:
     windowless: Collection[str] = ()  # these have no history to look back on
     over_nodes: Collection[str] = ()
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # a name, and why not here
-    unknown_hint: str = ""  # what to do about a name like no other
+    unknown_hint: str = ""  # what to do about a name like no other, {} being it
 
 
 def parse(
@@ -279,7 +279,7 @@ class _Compiler:
     def _unknown(self, node: ast.expr, name: str, more: Collection[str] = ()) -> ExpressionError:
         words = self._words
         names = words.over_nodes if self._within else [*words.known, *words.over_nodes]
-        hint = did_you_mean(name, [*names, *more]) or words.unknown_hint
+        hint = did_you_mean(name, [*names, *more]) or words.unknown_hint.format(name[:64])
         return self._error(node, f"'{name[:64]}' is not a metric{hint}")
 
     def _reduction(self, node: ast.Call, name: str, argument: ast.expr) -> _Values:

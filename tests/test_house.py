@@ -44,11 +44,12 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_lines_are_short_enough() -> None:
+    """What a type checker is told at the end of a line does not count."""
     long = [
         f"{named(path)}:{number}"
         for path in python_files()
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if len(line) > LINE_COLUMNS_MAX
+        if len(line.partition("  # type: ignore")[0]) > LINE_COLUMNS_MAX
     ]
     assert not long
 

@@ -114,9 +114,10 @@ def test_owner_of_a_kept_node_gets_it_when_it_fits() -> None:
 
 
 def test_several_of_a_shape_that_was_begun_stay_off_a_node_kept_meanwhile() -> None:
-    small, big = [task(1, priority=1), task(3), task(4)], task(2, "9GiB")
-    result = placed(offers("4GiB", "3GiB"), *small, big, kept={2: 0})
-    assert where(result) == {1: 0, 3: 1, 4: 1}
+    first = [task(1, priority=1), task(2, priority=1)]
+    big, later = task(3, "9GiB"), [task(4), task(5), task(6)]
+    result = placed(offers("4GiB", "3GiB"), *first, big, *later, kept={3: 0})
+    assert where(result) == {1: 0, 2: 0, 4: 1, 5: 1, 6: 1}
 
 
 def test_bound_of_the_round_is_kept_and_named() -> None:

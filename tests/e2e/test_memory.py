@@ -6,11 +6,13 @@ import re
 import subprocess
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
 from e2e.conftest import MakeCluster
 from mass.v1 import types_pb2
+from support import watchdog_agent
 from support.cluster import GIB, MIB, Cluster, eater
 from support.processes import why_no_cgroup1
 
@@ -42,6 +44,30 @@ def test_task_that_outgrows_its_limit_ends_out_of_memory_with_its_numbers(shared
 def test_same_task_succeeds_with_a_limit_it_does_not_reach(shared: Cluster) -> None:
     ran = shared.mass("run", "-q", "--mem", "600MiB", "--mem-limit", "600MiB", "--", *eater(400))
     assert (ran.code, ran.out) == (0, "ate\n"), ran
+
+
+def test_watchdog_ends_a_task_that_outgrows_its_limit_where_there_are_no_groups(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    cluster.start_controller()
+    entry = (str(Path(watchdog_agent.__file__).resolve()),)
+    cluster.start_agent("watched", entry=entry)
+    cluster.wait_ready()
+    assert cluster.client.node("watched").enforcement == "watchdog"
+    limit = 200 * MIB
+    # It stays large until it is seen: the watchdog looks only now and then.
+    task = cluster.run(*eater(400, 60), memory_request_bytes=limit, memory_limit_bytes=limit)
+    assert task.state == types_pb2.TASK_STATE_OUT_OF_MEMORY
+    assert task.oom_cause == types_pb2.OOM_CAUSE_OWN_LIMIT
+    assert task.memory_limit_bytes == limit
+    assert task.memory_peak_bytes >= 150 * MIB
+    run_ns = task.ended_at.ToNanoseconds() - task.started_at.ToNanoseconds()
+    assert run_ns < 10_000_000_000
+    task = cluster.run(*eater(400), memory_request_bytes=600 * MIB)
+    assert task.state == types_pb2.TASK_STATE_SUCCEEDED
+    task = cluster.run("sh", "-c", "kill -9 $$")
+    assert (task.state, task.signal) == (types_pb2.TASK_STATE_FAILED, 9)
 
 
 def test_task_that_kills_itself_has_failed_and_is_not_out_of_memory(shared: Cluster) -> None:

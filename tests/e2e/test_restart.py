@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import sys
+import resource
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ import pytest
 from e2e.conftest import MakeCluster
 from mass.v1 import types_pb2
 from support import faulty_controller
-from support.cluster import MIB, Cluster
+from support.cluster import MIB, Cluster, reason_of
 
 pytestmark = pytest.mark.e2e
 
@@ -79,8 +78,7 @@ def test_death_after_a_commit_and_before_its_words_loses_and_doubles_nothing(
 ) -> None:
     log, mark = tmp_path / "executions", tmp_path / "mark"
     cluster = make_cluster(entry=FAULTY)
-    fault = {"MASS_FAULT": moment, "MASS_FAULT_MARK": str(mark), "PYTHONPATH": path_of_imports()}
-    cluster.start_controller(**fault)
+    cluster.start_controller(MASS_FAULT=moment, MASS_FAULT_MARK=str(mark))
     cluster.start_agent()
     cluster.wait_ready()
     if moment == "assignment":
@@ -105,9 +103,7 @@ def test_death_between_the_saved_cancel_and_its_stop_still_ends_the_task(
 ) -> None:
     log, mark = tmp_path / "executions", tmp_path / "mark"
     cluster = make_cluster(entry=FAULTY)
-    cluster.start_controller(
-        MASS_FAULT="cancel", MASS_FAULT_MARK=str(mark), PYTHONPATH=path_of_imports()
-    )
+    cluster.start_controller(MASS_FAULT="cancel", MASS_FAULT_MARK=str(mark))
     cluster.start_agent()
     cluster.wait_ready()
     task_id = cluster.submit_one(*noting(log, 60))
@@ -138,6 +134,26 @@ def test_terminated_controller_ends_in_order_and_tasks_go_on(
     assert_each_ran_once(cluster, ids, log)
 
 
+def test_store_that_cannot_be_written_ends_the_controller_with_a_sentence(
+    cluster: Cluster,
+) -> None:
+    assert cluster.run("true").attempt == 1
+    # No file may grow beyond the largest there is: to SQLite that is a disk that fails.
+    bytes_max = max(path.stat().st_size for path in cluster.data.iterdir())
+    resource.prlimit(cluster.controller.pid, resource.RLIMIT_FSIZE, (bytes_max, bytes_max))
+    error = reason_of(lambda: cluster.submit("true", count=2_000, name="x" * 100))
+    assert error.reason.startswith("STORE_")
+    assert cluster.controller.wait() == 1
+    last = cluster.controller.log().splitlines()[-1]
+    assert last == f"mass controller: {error.message}"
+    assert str(cluster.data) in last
+    cluster.start_controller()
+    cluster.wait_ready()
+    listed, _ = cluster.client.tasks(10)
+    assert [task.id for task in listed] == ["1"]
+    assert cluster.run("true").id == "2"
+
+
 def test_second_controller_on_the_data_or_the_port_is_refused(cluster: Cluster) -> None:
     flags = ("controller", "--data", str(cluster.data))
     ran = cluster.mass(*flags, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
@@ -157,10 +173,4 @@ def restart_after_death(cluster: Cluster) -> None:
     cluster.controller.start(
         MASS_FAULT="submission",
         MASS_FAULT_MARK=str(cluster.directory),  # it exists, so nothing happens any more
-        PYTHONPATH=path_of_imports(),
     )
-
-
-def path_of_imports() -> str:
-    """Return what PYTHONPATH is here: an entry point of its own must find the same packages."""
-    return os.pathsep.join(path for path in sys.path if path)

@@ -37,6 +37,7 @@ GIB = 1 << 30
 # of a controller that was killed is still free for the next one.
 PORT_FIRST, PORT_LAST = 20_000, 32_000
 ENTRY = ("-m", "controller")
+AGENT_ENTRY = ("-m", "agent.main")
 
 Value = TypeVar("Value")
 
@@ -87,7 +88,12 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.log_path.parent,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment, **environment},
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **self.environment,
+                    **environment,
+                },
             )
 
     @property
@@ -179,15 +185,16 @@ class Cluster:
             return False
         return True
 
-    def start_agent(self, name: str = "node-1", *flags: str) -> Daemon:
+    def start_agent(
+        self, name: str = "node-1", *flags: str, entry: Sequence[str] = AGENT_ENTRY
+    ) -> Daemon:
         """Start an agent; `wait_ready` waits for it."""
-        work_dir = self.directory / f"agent-{name}"
+        where = ("--controller", self.address, "--work-dir", str(self.directory / f"agent-{name}"))
         agent = Daemon(
             f"agent {name}",
-            ["-m", "agent.main", "--controller", self.address, "--name", name,
-             "--work-dir", str(work_dir), *flags],
+            [*entry, "--name", name, *where, *flags],
             self.directory / f"agent-{name}.log",
-        )  # fmt: skip
+        )
         self.agents[name] = agent
         agent.start()
         return agent

@@ -1,4 +1,4 @@
-"""Typed settings of the agent, from flags over the environment over defaults.
+"""Typed settings of the agent: a flag, else the environment, else the file, else the default.
 
 Owns every word a user can write to the agent. The rule kept: a value that cannot be meant is
 refused with a sentence that names the setting, the value and what would do.
@@ -15,6 +15,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.configfile import FileRefused, Value, read_file
+
+DEFAULT_FILE = Path("/etc/mass/agent.toml")
+FILE_VARIABLE = "MASS_AGENT_CONFIG"
+STATE_VARIABLE = "STATE_DIRECTORY"  # systemd's, under a unit with StateDirectory=
+# What a file may hold. The flag has dashes, the variable is MASS_AGENT_ and capitals.
+KEYS: dict[str, tuple[type, ...]] = {
+    "controller": (str,),
+    "name": (str,),
+    "memory": (str,),
+    "cpus": (int, float),
+    "sample": (str,),
+    "work_dir": (str,),
+    "insecure": (bool,),
+}
+# Beside the usual variable: what the command line tools read.
+OTHER_VARIABLES = {"controller": "MASS_CONTROLLER"}
 CONTROLLER_DEFAULT = "127.0.0.1:7461"
 SECOND_NS = 1_000_000_000
 SAMPLE_MIN_NS = 50_000_000
@@ -84,53 +101,119 @@ def parse_duration(text: str) -> int:
     return round(sum(float(number) * _DURATION_UNITS_NS[unit] for number, unit in parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was written, and where."""
+
+    value: Value
+    name: str  # for messages: `--memory`, `MASS_AGENT_MEMORY` or `FILE:3: memory`
+    origin: str  # for `config dump`: the same without the key
+
+    @property
+    def text(self) -> str:
+        """The value as on a command line."""
+        return str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a run, and by key what was written for them."""
+
+    settings: Settings
+    given: Mapping[str, Given]
+    file: Path | None
+
+    def shown(self) -> dict[str, tuple[Value | None, str]]:
+        """Return each key's value as it stands in a file (None: not set) and where it is from."""
+        defaults: dict[str, Value] = {
+            "controller": self.settings.controller,
+            "name": self.settings.name,
+            "work_dir": str(self.settings.work_dir),
+            "insecure": False,
+        }
+        return {
+            key: (self.given[key].value, self.given[key].origin)
+            if key in self.given
+            else (defaults.get(key), "default")
+            for key in KEYS
+        }
+
+
 def parse_settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Return the settings alone; see `read_config`."""
+    return read_config(argv, environment).settings
+
+
+def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Return the settings; argparse ends the process itself for --help and unknown flags.
+
+    Without --config the file is the one that MASS_AGENT_CONFIG names, else /etc/mass/agent.toml if
+    it is there. An empty variable counts as not set.
 
     Raises:
         SettingRefused: with the sentence to show.
     """
     chosen = _parser().parse_args(argv)
+    named = chosen.config or environment.get(FILE_VARIABLE)
+    file = Path(named) if named else DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    given = _given(vars(chosen), environment, file)
 
-    def value(flag: str, *variables: str) -> str | None:
-        given: str | None = getattr(chosen, flag)
-        if given is not None:
-            return given
-        return next((environment[name] for name in variables if environment.get(name)), None)
+    def text(key: str) -> str | None:
+        return given[key].text if key in given else None
 
-    controller = value("controller", "MASS_AGENT_CONTROLLER", "MASS_CONTROLLER")
-    controller = _controller(controller or CONTROLLER_DEFAULT)
-    insecure = chosen.insecure or environment.get("MASS_AGENT_INSECURE", "") in ("1", "true", "yes")
-    if not insecure and not _is_loopback(controller):
-        raise SettingRefused(
-            f"controller {controller} is on another machine and the connection is not encrypted; "
-            "--insecure allows it where the network can be trusted"
-        )
-    name = value("name", "MASS_AGENT_NAME") or socket.gethostname()
+    _check_controller(given.get("controller"), _boolean(given.get("insecure")))
+    name = text("name") or socket.gethostname()
     if not _NAME.fullmatch(name):
-        raise SettingRefused(f"--name {name!r} must be 1 to 63 letters, digits, '.', '_' and '-'")
-    work_dir = value("work_dir", "MASS_AGENT_WORK_DIR")
-    memory = value("memory", "MASS_AGENT_MEMORY")
-    cpus = value("cpus", "MASS_AGENT_CPUS")
-    sample = value("sample", "MASS_AGENT_SAMPLE")
-    return Settings(
-        controller=controller,
+        place = given["name"].name if "name" in given else "--name"
+        raise SettingRefused(f"{place} {name!r} must be 1 to 63 letters, digits, '.', '_' and '-'")
+    work_dir = text("work_dir")
+    settings = Settings(
+        controller=text("controller") or CONTROLLER_DEFAULT,
         name=name,
         work_dir=Path(work_dir).expanduser().absolute()
         if work_dir
         else _work_dir(name, environment),
-        memory_capacity_bytes=None if memory is None else _memory(memory),
-        cpus=None if cpus is None else _cpus(cpus),
-        sample_interval_ns=None if sample is None else _sample(sample),
+        memory_capacity_bytes=_memory(given["memory"]) if "memory" in given else None,
+        cpus=_cpus(given["cpus"]) if "cpus" in given else None,
+        sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
     )
+    return Config(settings, given, file)
+
+
+def _given(
+    flags: Mapping[str, Value | None], environment: Mapping[str, str], file: Path | None
+) -> dict[str, Given]:
+    """Return what was written for each key, by whoever stands above the others."""
+    try:
+        in_file = {} if file is None else read_file(file, KEYS)
+    except FileRefused as error:
+        raise SettingRefused(str(error)) from error
+    given = {}
+    for key in KEYS:
+        flag, value = "--" + key.replace("_", "-"), flags.get(key)
+        names = ["MASS_AGENT_" + key.upper(), OTHER_VARIABLES.get(key, "")]
+        variable = next((name for name in names if environment.get(name)), None)
+        if value is not None:
+            given[key] = Given(value, flag, flag)
+        elif variable is not None:
+            given[key] = Given(environment[variable], variable, variable)
+        elif key in in_file:
+            value, place = in_file[key]
+            given[key] = Given(value, f"{place}: {key}", place)
+    return given
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mass-agent",
         description="Runs tasks on this machine and measures its memory for a MASS controller.",
-        epilog="Each setting can also come from MASS_AGENT_<NAME>, for example MASS_AGENT_MEMORY.",
+        epilog="Each setting can also come from MASS_AGENT_<NAME>, for example MASS_AGENT_MEMORY, "
+        "or from the file. More commands: mass-agent config check, mass-agent config dump, "
+        "mass-agent install --systemd.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"a TOML file, default {DEFAULT_FILE} if it is there"
     )
     parser.add_argument("--controller", metavar="HOST:PORT", help=f"default {CONTROLLER_DEFAULT}")
     parser.add_argument("--name", help="the node's name, default the host's")
@@ -139,16 +222,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", metavar="DURATION", help="time between samples, for example 1s")
     parser.add_argument("--work-dir", metavar="DIR", help="default ~/.local/state/mass-agent/NAME")
     parser.add_argument(
-        "--insecure", action="store_true", help="allow an unencrypted connection to another machine"
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="allow an unencrypted connection to another machine",
     )
     return parser
 
 
-def _controller(text: str) -> str:
-    host, separator, port = text.rpartition(":")
+def _boolean(given: Given | None) -> bool:
+    if given is None or isinstance(given.value, bool):
+        return given is not None and bool(given.value)
+    word = given.text.lower()
+    if word not in ("1", "true", "yes", "0", "false", "no"):
+        raise SettingRefused(f"{given.name} {given.text!r} is neither true nor false")
+    return word in ("1", "true", "yes")
+
+
+def _check_controller(given: Given | None, insecure: bool) -> None:
+    if given is None:
+        return
+    host, separator, port = given.text.rpartition(":")
     if not separator or not host or not port.isdigit() or not 1 <= int(port) <= 65_535:
-        raise SettingRefused(f"--controller {text!r} must be HOST:PORT, port 1 to 65535")
-    return text
+        raise SettingRefused(f"{given.name} {given.text!r} must be HOST:PORT, port 1 to 65535")
+    if not insecure and not _is_loopback(given.text):
+        raise SettingRefused(
+            f"controller {given.text} is on another machine and the connection is not encrypted; "
+            "--insecure (insecure = true) allows it where the network can be trusted"
+        )
 
 
 def _is_loopback(controller: str) -> bool:
@@ -162,35 +263,38 @@ def _is_loopback(controller: str) -> bool:
 
 
 def _work_dir(name: str, environment: Mapping[str, str]) -> Path:
+    service = environment.get(STATE_VARIABLE, "").partition(":")[0]
+    if service:
+        return Path(service) / name
     state = environment.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "mass-agent" / name
 
 
-def _memory(text: str) -> int:
+def _memory(given: Given) -> int:
     try:
-        size_bytes = parse_size(text)
+        size_bytes = parse_size(given.text)
     except SettingRefused as error:
-        raise SettingRefused(f"--memory {error}") from error
+        raise SettingRefused(f"{given.name} {error}") from error
     if not MEMORY_MIN_BYTES <= size_bytes <= MEMORY_MAX_BYTES:
-        raise SettingRefused(f"--memory {text} must be between 16MiB and 1024TiB")
+        raise SettingRefused(f"{given.name} {given.text} must be between 16MiB and 1024TiB")
     return size_bytes
 
 
-def _cpus(text: str) -> float:
+def _cpus(given: Given) -> float:
     try:
-        cpus = float(text)
+        cpus = float(given.text)
     except ValueError as error:
-        raise SettingRefused(f"--cpus {text!r} is no number") from error
+        raise SettingRefused(f"{given.name} {given.text!r} is no number") from error
     if not math.isfinite(cpus) or not 0 < cpus <= CPUS_MAX:
-        raise SettingRefused(f"--cpus {text} must be above 0 and at most {CPUS_MAX:g}")
+        raise SettingRefused(f"{given.name} {given.text} must be above 0 and at most {CPUS_MAX:g}")
     return cpus
 
 
-def _sample(text: str) -> int:
+def _sample(given: Given) -> int:
     try:
-        interval_ns = parse_duration(text)
+        interval_ns = parse_duration(given.text)
     except SettingRefused as error:
-        raise SettingRefused(f"--sample {error}") from error
+        raise SettingRefused(f"{given.name} {error}") from error
     if not SAMPLE_MIN_NS <= interval_ns <= SAMPLE_MAX_NS:
-        raise SettingRefused(f"--sample {text} must be between 50ms and 1m")
+        raise SettingRefused(f"{given.name} {given.text} must be between 50ms and 1m")
     return interval_ns

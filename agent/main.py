@@ -13,18 +13,21 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import allocator
 from agent.attempt import Leaving
 from agent.attempts import Attempts
-from agent.config import SettingRefused, Settings, parse_settings
+from agent.config import STATE_VARIABLE, SettingRefused, Settings, parse_settings
 from agent.connection import AgentRefused, Connection
 from agent.enforce import EnforcementError, detect
 from agent.follower import Follower
+from agent.install import install, show_config
 from agent.memory import MemoryUnreadable
+from agent.notify_systemd import Systemd
 from agent.outbox import Outbox
 from agent.runner import Runner
 from agent.sampler import Sampler, boot_id, machine_id, usable_cpus
@@ -47,8 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("asserts are part of MASS: do not run Python with -O", EXIT_REFUSED)
     if stranger := _stranger():
         return _refuse(stranger, EXIT_REFUSED)
+    words = list(sys.argv[1:] if argv is None else argv)
+    environment = dict(os.environ)
     try:
-        settings = parse_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        if words[:1] in (["config"], ["install"]):
+            print(_other_command(words, environment), end="")
+            return EXIT_OK
+        settings = parse_settings(words, environment)
     except SettingRefused as error:
         return _refuse(str(error), EXIT_REFUSED)
     logging.basicConfig(
@@ -58,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
     try:
-        asyncio.run(run_agent(settings))
+        asyncio.run(run_agent(settings, lambda: parse_settings(words, environment)))
     except (AgentRefused, WorkDirRefused) as error:
         return _refuse(str(error), EXIT_REFUSED)
     except (EnforcementError, LauncherError, MemoryUnreadable) as error:
@@ -66,14 +74,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-async def run_agent(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT.
+def _other_command(words: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Carry out `mass-agent config` or `mass-agent install` and return what it prints."""
+    if words[0] == "install":
+        return install(words[1:])
+    return show_config(words[1:], environment)
+
+
+async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT. For each SIGHUP `load` reads the settings again.
 
     Raises:
         AgentRefused: the controller never takes this agent. WorkDirRefused: another agent has the
             work directory. EnforcementError, LauncherError, MemoryUnreadable: this machine cannot
             run tasks.
     """
+    # Both are taken out of the environment, which is the tasks' too.
+    systemd = Systemd(os.environ)
+    os.environ.pop(STATE_VARIABLE, None)
+    reload_asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_asked.set)
     with contextlib.ExitStack() as closing:
         spool = Spool(settings.work_dir)
         closing.callback(spool.close)
@@ -105,13 +125,59 @@ async def run_agent(settings: Settings) -> None:
             )  # fmt: skip
             outbox = Outbox(attempts, sampler, sample_interval_ns=settings.sample_interval_ns)
             connection = Connection(settings.controller, identity, attempts, outbox)
-            await _run_until_signal(connection, attempts)
+            systemd.tell("READY=1")
+            beside = (
+                asyncio.create_task(systemd.ping()),
+                asyncio.create_task(_reload(reload_asked, settings, load, outbox, systemd)),
+            )
+            try:
+                await _run_until_signal(connection, attempts, systemd)
+            finally:
+                for task in beside:
+                    task.cancel()
+                for task in beside:  # the reason of one that has failed
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
         finally:
             await runner.close()
             await attempts.close()
 
 
-async def _run_until_signal(connection: Connection, attempts: Attempts) -> None:
+async def _reload(
+    asked: asyncio.Event,
+    settings: Settings,
+    load: Callable[[], Settings],
+    outbox: Outbox,
+    systemd: Systemd,
+) -> None:
+    """Take in changed settings whenever asked, all or none; what the hello said needs a restart."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        systemd.tell_reloading()
+        try:
+            settings = _take_in(settings, load(), outbox)
+            outcome = f"reloaded sample_interval_ns={settings.sample_interval_ns}"
+            LOG.info("%s", outcome)
+        except SettingRefused as error:
+            outcome = f"reload refused, nothing was changed: {error}"
+            LOG.error("%s", outcome)
+        systemd.tell("READY=1", f"STATUS={' '.join(outcome.split())}")
+
+
+def _take_in(before: Settings, after: Settings, outbox: Outbox) -> Settings:
+    interval_ns = after.sample_interval_ns
+    kept = replace(before, sample_interval_ns=interval_ns)
+    fixed = [f.name for f in fields(after) if getattr(after, f.name) != getattr(kept, f.name)]
+    if fixed:
+        raise SettingRefused(f"{', '.join(fixed)} cannot change while the agent runs: "
+                             "it needs a restart")  # fmt: skip
+    if interval_ns != before.sample_interval_ns:
+        outbox.set_own_interval(interval_ns)
+    return after
+
+
+async def _run_until_signal(connection: Connection, attempts: Attempts, systemd: Systemd) -> None:
     """Serve until a signal, then leave in good order; a second signal leaves out the grace."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
@@ -130,6 +196,7 @@ async def _run_until_signal(connection: Connection, attempts: Attempts) -> None:
         if serving.done():
             serving.result()
             return
+        systemd.tell("STOPPING=1")
         LOG.info("leaving attempts=%d", len(attempts.lifecycle.live()))
         await connection.leave("the agent was told to end", LEAVE_GRACE_NS, LEAVE_SECONDS_MAX)
     finally:

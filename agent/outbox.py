@@ -67,6 +67,7 @@ class Outbox:
         self._own_interval_ns = sample_interval_ns
         self._clock_ns = clock_ns
         self._sampling = SAMPLING_DEFAULT
+        self._asked_sampling = SAMPLING_DEFAULT
         self._open = False
         attempts.changed = self.ready.set
         # What waits, each with its bound.
@@ -139,10 +140,16 @@ class Outbox:
 
     def set_sampling(self, sampling: wire.Sampling, *, first: bool) -> None:
         """Keep the intervals; a flag stands above the welcome, a later request may slow it down."""
+        self._asked_sampling = sampling
         interval_ns, own_ns = sampling.interval_ns, self._own_interval_ns
         if own_ns is not None:
             interval_ns = own_ns if first else max(interval_ns, own_ns)
         self._sampling = wire.Sampling(interval_ns, sampling.heartbeat_ns)
+
+    def set_own_interval(self, interval_ns: int | None) -> None:
+        """Keep another interval of the agent's own; None leaves it to the controller."""
+        self._own_interval_ns = interval_ns
+        self.set_sampling(self._asked_sampling, first=True)
 
     def offer_sample(self) -> int:
         """Take a sample, let it be sent if it is news; return nanoseconds to the next one."""

@@ -84,6 +84,9 @@ class Engine:
         self._cycle_timer: asyncio.TimerHandle | None = None
         self._last_cycle_ns = 0
         self._stopping = False
+        self._saved = asyncio.Event()  # cleared while a turn is handled and not saved yet
+        self._saved.set()
+        self._failure: StoreError | None = None
         self._pruning: asyncio.Task[None] | None = None
 
     # --- what others call ---
@@ -106,6 +109,17 @@ class Engine:
         """Hand in an event that nobody waits for. The caller keeps to `crowded`."""
         self._waiting.append((event, None))
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Return once everything handled so far is saved: what is read then, before the next
+        await, may be told.
+
+        Raises:
+            StoreError: it could not be saved.
+        """
+        await self._saved.wait()
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def crowded(self) -> bool:
@@ -223,7 +237,14 @@ class Engine:
     async def _carry_out(self, commands: list[Command]) -> None:
         saves = [command for command in commands if isinstance(command, Save)]
         if saves:
-            await self.store.commit(saves)
+            self._saved.clear()
+            try:
+                await self.store.commit(saves)
+            except StoreError as error:
+                self._failure = error
+                raise
+            finally:
+                self._saved.set()
         self._send(commands)
         for command in commands:
             if isinstance(command, SaveTask):

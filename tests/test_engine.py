@@ -150,6 +150,25 @@ async def test_store_that_fails_ends_the_engine_and_nothing_was_said(bench: Benc
     assert bench.store.disk.tasks == {}
 
 
+async def test_what_is_not_saved_yet_cannot_be_read(bench: Bench) -> None:
+    await bench.engine.settled()
+    bench.store.gate.clear()
+    answer = asyncio.create_task(bench.submit())
+    await settle()
+    reading = asyncio.create_task(bench.engine.settled())
+    await settle()
+    assert not reading.done()
+    bench.store.gate.set()
+    await reading
+    assert bench.store.disk.tasks.keys() == {1}
+    assert await answer == (1,)
+    bench.store.failures.append(StoreError("the disk is gone"))
+    with pytest.raises(StoreError, match="the disk is gone"):
+        await bench.submit()
+    with pytest.raises(StoreError, match="the disk is gone"):
+        await bench.engine.settled()
+
+
 async def test_all_events_of_a_turn_and_its_cycle_are_one_transaction(bench: Bench) -> None:
     _, outbox = await bench.join()
     before = bench.store.commit_count

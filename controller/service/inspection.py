@@ -39,6 +39,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     ) -> node_pb2.ListNodesResponse:
         """Return a page of nodes by id; the token is the id to go on behind."""
         size = requests.page_size(request.page_size)
+        await self._engine.settled()
         ids = sorted(i for i in self._engine.cluster.nodes if i > request.page_token)
         page = ids[:size]
         return node_pb2.ListNodesResponse(
@@ -51,6 +52,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.GetNodeRequest, context: Any
     ) -> node_pb2.GetNodeResponse:
         """Return one node."""
+        await self._engine.settled()
         return node_pb2.GetNodeResponse(node=self._view(self._find(request.id)))
 
     @answers
@@ -134,6 +136,7 @@ class AlertService(alert_pb2_grpc.AlertServiceServicer):
         self, request: alert_pb2.ListAlertsRequest, context: Any
     ) -> alert_pb2.ListAlertsResponse:
         """Return a page of alerts, firing ones first; the token is the number to skip."""
+        await self._engine.settled()
         alerts = self._engine.cluster.alerts.listing()
         start, end, token = _slice(request, len(alerts))
         return alert_pb2.ListAlertsResponse(

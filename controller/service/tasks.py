@@ -52,6 +52,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         before = requests.page_before(request.page_token)
         states = requests.states(list(request.states))
         found = await self._engine.store.tasks(before_id=before, limit=size, states=states)
+        await self._engine.settled()
         tasks = [self._cluster.tasks.get(task.id, task) for task in found]
         return task_pb2.ListTasksResponse(
             tasks=[self._view(task) for task in tasks],
@@ -129,12 +130,14 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         return views.task_view(self._cluster, self._engine.scheduler.displayed, task)
 
     async def _find(self, task_id: int) -> Task:
+        await self._engine.settled()
         task = self._cluster.tasks.get(task_id) or await self._engine.store.task(task_id)
         if task is None:
             raise NotFound(f"no task has the id {task_id}", task=task_id)
         return task
 
     async def _must_know(self, ids: list[int]) -> None:
+        await self._engine.settled()
         missing = [task_id for task_id in ids if task_id not in self._cluster.tasks]
         if missing:
             known = await self._engine.store.task_ids_known(missing)
@@ -143,13 +146,14 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
                     raise NotFound(f"no task has the id {task_id}", task=task_id)
 
     async def _all(self, ids: list[int]) -> list[Task]:
-        stored = await self._engine.store.tasks_by_id(
-            [task_id for task_id in ids if task_id not in self._cluster.tasks]
-        )
-        tasks = []
-        for task_id in ids:
-            task = self._cluster.tasks.get(task_id) or stored.get(task_id)
-            if task is None:  # it has ended while the store was being read
-                task = await self._find(task_id)
-            tasks.append(task)
-        return tasks
+        """Return known tasks in the order of their ids, as they are at one moment."""
+        await self._engine.settled()
+        ended: dict[int, Task] = {}
+        # Another may end while the store is being read.
+        while missing := [i for i in ids if i not in self._cluster.tasks and i not in ended]:
+            found = await self._engine.store.tasks_by_id(missing)
+            if not found:
+                raise NotFound(f"no task has the id {missing[0]}", task=missing[0])
+            ended |= found
+            await self._engine.settled()
+        return [self._cluster.tasks.get(task_id) or ended[task_id] for task_id in ids]

@@ -138,6 +138,6 @@ def test_rules_file_that_cannot_be_is_refused_by_line(
     rules.write_text(YAML.replace("tasks_running", "tasks_runing"))
     cluster = make_cluster("--rules", str(rules))
     cluster.controller.start()
-    assert cluster.controller.wait() == 1
+    assert cluster.controller.wait() != 0
     assert f"{rules}:5" in cluster.controller.log()
     assert "tasks_running" in cluster.controller.log()

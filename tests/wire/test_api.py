@@ -270,6 +270,34 @@ async def test_defaults_are_filled_in_and_shown(served: Served) -> None:
     assert second.spec.memory_request_bytes == second.spec.memory_limit_bytes == 256 * MIB
 
 
+async def test_task_is_shown_only_once_it_is_saved(served: Served) -> None:
+    store: Any = served.engine.store
+    spec = types_pb2.TaskSpec(command=["true"])
+    store.gate.clear()
+    submitted = asyncio.ensure_future(
+        served.tasks.SubmitTasks(task_pb2.SubmitTasksRequest(tasks=[spec]))
+    )
+    while 1 not in served.cluster.tasks:
+        await asyncio.sleep(0.001)
+    calls = [
+        asyncio.ensure_future(call)
+        for call in (
+            served.tasks.GetTask(task_pb2.GetTaskRequest(id="1")),
+            served.tasks.ListTasks(task_pb2.ListTasksRequest()),
+            served.tasks.ExplainTask(task_pb2.ExplainTaskRequest(id="1")),
+        )
+    ]
+    done, _ = await asyncio.wait(calls, timeout=0.1)
+    assert done == set()
+    store.gate.set()
+    assert list((await submitted).ids) == ["1"]
+    assert [type(await call).__name__ for call in calls] == [
+        "GetTaskResponse",
+        "ListTasksResponse",
+        "ExplainTaskResponse",
+    ]
+
+
 async def test_pages_hold_every_task_once_newest_first(served: Served) -> None:
     spec = types_pb2.TaskSpec(command=["true"])
     await served.tasks.SubmitTasks(task_pb2.SubmitTasksRequest(tasks=[spec] * 25))

@@ -1,0 +1,472 @@
+"""The agents of a simulated world: the real lifecycle, outbox and wire on machines made up.
+
+A machine has a disk, which outlives agents, and processes, which do not. Carrying out commands,
+connecting and the lease are played as `agent.attempts` and `agent.connection` have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from mass.v1 import agent_pb2
+from sim.controllers import NODE_MEMORY_BYTES, OPENING
+from sim.network import Link
+from sim.timeline import MILLISECOND_NS, SECOND_NS, Due
+
+from agent import wire
+from agent.attempt import (
+    Acknowledged,
+    Arm,
+    Assignment,
+    Command,
+    Disarm,
+    Disconnect,
+    Ended,
+    Event,
+    Exited,
+    Forgotten,
+    GraceOver,
+    Key,
+    Kill,
+    LeaseLost,
+    Leaving,
+    Outcome,
+    ReportReady,
+    Start,
+    StartFailed,
+    StartSucceeded,
+    Terminate,
+    TimeLimitReached,
+    Timer,
+)
+from agent.connection import BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS, KEEPALIVE_NS
+from agent.lifecycle import Lifecycle
+from agent.memory import MemoryReading
+from agent.outbox import Outbox
+from agent.sampler import Sample
+from controller.core.limits import MIB
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+TICK_NS = 2 * SECOND_NS
+WELCOME_NS = 10 * SECOND_NS
+KILL_MAX_NS = 2 * SECOND_NS
+LEASE_BEFORE_WELCOME_NS = 60 * SECOND_NS
+# How processes end by themselves, and how often.
+OUTCOMES = (
+    (
+        Outcome(exit_code=0),
+        Outcome(exit_code=1),
+        Outcome(exit_code=137),  # by its own wish: no sign of want of memory
+        Outcome(signal=11),
+        Outcome(signal=9, oom_kill_count=1),
+        Outcome(exit_code=0, oom_kill_count=1),
+    ),
+    (70, 5, 5, 5, 10, 5),
+)
+
+
+class AgentCrash(BaseException):
+    """The agent's process is gone, at this very point."""
+
+
+class Process:
+    """A task's process and its tree."""
+
+    def __init__(self, machine: Machine, agent: Agent, assignment: Assignment) -> None:
+        world = machine.world
+        chance = world.chance
+        self.machine = machine
+        self.key = assignment.key
+        self.used_bytes = chance.randint(1, max(1, assignment.memory_request_bytes))
+        self._agent = agent
+        self._began_ns = world.timeline.now_ns()
+        self._stubborn = chance.random() < 0.2
+        self._alive = True
+        self._outcome = chance.choices(*OUTCOMES)[0]
+        longest_ns = chance.choice((MILLISECOND_NS, SECOND_NS, 20 * SECOND_NS, 200 * SECOND_NS))
+        machine.processes[self.key] = self
+        world.laws.process_began(machine, self.key)
+        world.timeline.after(chance.randint(1, longest_ns), lambda: self._exit(self._outcome))
+
+    def signal(self, number: int) -> None:
+        """SIGTERM is heard, late or not at all; SIGKILL always is, after a while."""
+        world = self.machine.world
+        if number == 15 and self._stubborn:
+            return
+        killed = number == 9 or world.happens(0.8)
+        outcome = Outcome(signal=number) if killed else Outcome(exit_code=0)
+        delay_ns = world.chance.randint(0, KILL_MAX_NS)
+        world.timeline.after(delay_ns, lambda: self._exit(outcome))
+
+    def vanish(self) -> None:
+        """Die with the agent or the machine."""
+        if self._alive:
+            self._alive = False
+            del self.machine.processes[self.key]
+            self.machine.world.laws.process_gone(self.machine, self.key)
+
+    def _exit(self, outcome: Outcome) -> None:
+        if not self._alive:
+            return
+        self.vanish()
+        world = self.machine.world
+        now_ns = world.timeline.now_ns()
+        told = Exited(
+            self.key,
+            replace(
+                outcome,
+                memory_peak_bytes=self.used_bytes,
+                started_at_ns=self._began_ns,
+                ended_at_ns=now_ns,
+            ),
+        )
+        world.timeline.after(
+            world.chance.randint(0, 50 * MILLISECOND_NS), lambda: self._agent.happen(told)
+        )
+
+
+class Machine:
+    """A machine under the name of one node."""
+
+    def __init__(self, world: World, node_id: str, number: int, cpus: float) -> None:
+        self.world = world
+        self.node_id = node_id
+        self.machine_id = f"machine-{number}"
+        self.cpus = cpus
+        self.boots = 0
+        self.cut_off_until_ns = 0
+        self.spool: dict[Key, Ended] = {}
+        self.processes: dict[Key, Process] = {}
+        self.agent: Agent | None = None
+        self.foreign_bytes = world.chance.randint(200, 700) * MIB
+        self.boot()
+
+    def boot(self) -> None:
+        """Begin a new life of the machine, with an agent."""
+        self.boots += 1
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        """Start an agent where none runs."""
+        if self.agent is None:
+            self.agent = Agent(self)
+            self.agent.connect()
+
+    def agent_dies(self, *, again_ns: int) -> None:
+        """Kill the agent: its processes die with it; a new one comes."""
+        agent = self.agent
+        if agent is None:
+            return
+        self.world.say(f"{agent.instance_id} dies")
+        agent.die()
+        self.agent = None
+        self.world.timeline.after(again_ns, self.start_agent)
+
+    def power_off(self, *, again_ns: int) -> None:
+        """Lose power: what was not synced is gone, and nobody is told."""
+        if self.agent is None:
+            return
+        self.world.say(f"{self.machine_id} loses power")
+        if self.agent.link is not None:
+            self.agent.link.break_silently()
+        self.agent.die()
+        self.agent = None
+        self.world.laws.disk_lost(self.node_id, self.spool)
+        self.spool.clear()
+        self.world.timeline.after(again_ns, self._boot_again)
+
+    def cut_off(self, until_ns: int) -> None:
+        """Let nothing pass to or from this machine for a while."""
+        self.world.say(f"{self.machine_id} is cut off")
+        self.cut_off_until_ns = until_ns
+        if self.agent is not None and self.agent.link is not None:
+            self.agent.link.break_silently()
+
+    def _boot_again(self) -> None:
+        if self.agent is None:
+            self.boot()
+
+
+class _NoOutput:
+    """Tasks here print nothing."""
+
+    def tail(self, key: Key, stream: int) -> bytes:
+        """Return the end of an output."""
+        return b"done" if stream == wire.STDOUT else b""
+
+
+class Agent:
+    """One life of an agent."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.world = machine.world
+        self.instance_id = self.world.new_instance_id(machine)
+        self.lifecycle = Lifecycle()
+        self.link: Link | None = None
+        self.connected = False
+        self.dead = False
+        self._leaving = False
+        self._lease_ns = LEASE_BEFORE_WELCOME_NS
+        self._contact_ns = self.world.timeline.now_ns()
+        self._failures = 0
+        self._streams = 0
+        self._timers: dict[Key, dict[Timer, Due]] = {}
+        # What agent.outbox.Outbox asks of attempts, runner, follower and sampler.
+        self.follower = _NoOutput()
+        self.runner = self
+        self.oom_kills = 0
+        self.changed = self.world.nothing
+        self._outbox = Outbox(
+            cast(Any, self), cast(Any, self), clock_ns=self.world.timeline.now_ns
+        )
+        self.lifecycle.recover(sorted(machine.spool.items()))
+        self.world.reports[self.instance_id] = list(self.lifecycle.unacknowledged)
+        self._after(TICK_NS, self._tick)
+
+    # What Outbox asks for.
+
+    def running(self) -> frozenset[Key]:
+        """Return the attempts that have processes here."""
+        return frozenset(self.machine.processes)
+
+    def usage(self) -> dict[Key, int]:
+        """Return memory_used_bytes of each running attempt."""
+        return {key: process.used_bytes for key, process in self.machine.processes.items()}
+
+    def read(
+        self, *, now_unix_ns: int, monotonic_ns: int, tasks: Mapping[Key, int], oom_kills: int
+    ) -> Sample:
+        """Return a sample of the machine."""
+        used = self.machine.foreign_bytes + sum(
+            process.used_bytes
+            for machine in self.world.machines
+            if machine.machine_id == self.machine.machine_id
+            for process in machine.processes.values()
+        )
+        available = max(0, NODE_MEMORY_BYTES - used)
+        return Sample(
+            monotonic_ns,
+            MemoryReading(NODE_MEMORY_BYTES, available, 0, 0),
+            cpu_percent=10.0,
+            oom_kills=oom_kills,
+            tasks=tasks,
+        )
+
+    # Life.
+
+    def die(self) -> None:
+        """Be gone; the kernel kills the tasks with their agent, and ends its streams."""
+        self.dead = True
+        for process in list(self.machine.processes.values()):
+            process.vanish()
+        if self.link is not None:
+            self.link.close_from_agent()
+
+    def leave(self) -> None:
+        """End on purpose: stop everything, deliver the ends, say goodbye."""
+        if self._leaving:
+            return
+        self.world.say(f"{self.instance_id} leaves")
+        self._leaving = True
+        self.happen(Leaving(SECOND_NS))
+        self._after(100 * MILLISECOND_NS, lambda: self._leave_on(20))
+
+    def _leave_on(self, looks: int) -> None:
+        owed = self.lifecycle.live() or (self.connected and self.lifecycle.unacknowledged)
+        if owed and looks:
+            self._after(500 * MILLISECOND_NS, lambda: self._leave_on(looks - 1))
+            return
+        self.happen(Leaving(0))
+        self._outbox.say_goodbye("leaving")
+        self._write_soon()
+        again_ns = self.world.chance.randint(SECOND_NS, 30 * SECOND_NS)
+        self._after(SECOND_NS, lambda: self.machine.agent_dies(again_ns=again_ns))
+
+    def happen(self, event: Event) -> None:
+        """Let something happen to an attempt and carry out what follows."""
+        if self.dead:
+            return
+        try:
+            for command in self.lifecycle.handle(event, self.world.timeline.now_ns()):
+                self._carry_out(command)
+                if self.world.happens(self.world.rates.agent_crashes_between):
+                    raise AgentCrash
+        except AgentCrash:
+            longest_ns = self.world.chance.choice((50 * MILLISECOND_NS, 30 * SECOND_NS))
+            self.machine.agent_dies(again_ns=self.world.chance.randint(0, longest_ns))
+            return
+        self.lifecycle.check()
+        self._write_soon()
+
+    def _after(self, delay_ns: int, action: Any) -> Due:
+        return self.world.timeline.after(delay_ns, lambda: None if self.dead else action())
+
+    def _carry_out(self, command: Command) -> None:
+        processes = self.machine.processes
+        match command:
+            case ReportReady(report):
+                self.world.reports.setdefault(self.instance_id, []).append(report)
+                if isinstance(report.event, Ended):
+                    self.machine.spool[report.key] = report.event
+                    self.world.laws.end_kept(report.key, report.event)
+            case Start(key, assignment):
+                self.world.say(f"{self.instance_id} starts task {key[0]} attempt {key[1]}")
+                delay_ns = self.world.chance.choice((MILLISECOND_NS, 500 * MILLISECOND_NS))
+                self._after(delay_ns, lambda: self._start(assignment))
+            case Terminate(key) | Kill(key):
+                if key in processes:
+                    processes[key].signal(15 if isinstance(command, Terminate) else 9)
+            case Arm(key, timer, delay_ns):
+                self._arm(key, timer, delay_ns)
+            case Disarm(key):
+                for due in self._timers.pop(key, {}).values():
+                    due.cancel()
+            case Forgotten(key):
+                self.machine.spool.pop(key, None)
+            case Disconnect(reason):
+                self.world.say(f"{self.instance_id} breaks its stream: {reason}")
+                self._break()
+
+    def _start(self, assignment: Assignment) -> None:
+        key = assignment.key
+        if self.world.happens(self.world.rates.start_fails):
+            self.happen(StartFailed(key, "no such program"))
+            return
+        Process(self.machine, self, assignment)
+        began = StartSucceeded(key, 1, self.world.timeline.now_ns())
+        delay_ns = self.world.chance.randint(0, 5 * MILLISECOND_NS)
+        self._after(delay_ns, lambda: self.happen(began))
+
+    def _arm(self, key: Key, timer: Timer, delay_ns: int) -> None:
+        timers = self._timers.setdefault(key, {})
+        at_ns = self.world.timeline.now_ns() + delay_ns
+        if (armed := timers.get(timer)) is not None:
+            if armed.action is not None and armed.at_ns <= at_ns:
+                return
+            armed.cancel()
+        event = TimeLimitReached(key) if timer is Timer.TIME_LIMIT else GraceOver(key)
+        timers[timer] = self._after(delay_ns, lambda: self.happen(event))
+
+    # The connection.
+
+    def connect(self) -> None:
+        """Open a stream and say hello."""
+        link = self.link = self.world.open_link(self)
+        self._streams += 1
+        link.down.target = _AgentEnd(self, link)
+        identity = wire.Identity(
+            node_id=self.machine.node_id,
+            instance_id=self.instance_id,
+            machine_id=self.machine.machine_id,
+            boot_id=f"{self.machine.machine_id}-{self.machine.boots}",
+            agent_version="sim",
+            memory_total_bytes=NODE_MEMORY_BYTES,
+            memory_capacity_bytes=0,
+            cpus=self.machine.cpus,
+            enforcement="watchdog",
+            capabilities=(),
+        )
+        hello = wire.encode_hello(identity, self.lifecycle.known())
+        link.send_up(OPENING)
+        link.send_up(hello.SerializeToString())
+        self._after(WELCOME_NS, lambda: self._give_up_greeting(link))
+
+    def take(self, link: Link, message: agent_pb2.ControllerMessage) -> None:
+        """Take a message of the controller."""
+        if self.dead or link is not self.link:
+            return
+        self._contact_ns = self.world.timeline.now_ns()
+        kind = message.WhichOneof("body")
+        if not self.connected:
+            assert kind == "welcome", f"the first message is {kind}"
+            self._begin(wire.decode_welcome(message.welcome))
+        elif kind == "assignments":
+            for assignment in message.assignments.assignments:
+                self.happen(wire.decode_assignment(assignment))
+        elif kind == "acknowledgement":
+            self._outbox.note_acknowledgement()
+            self.happen(Acknowledged(message.acknowledgement.sequence))
+        elif kind == "stop":
+            self.happen(wire.decode_stop(message.stop))
+        elif kind == "sampling":
+            self._outbox.set_sampling(wire.decode_sampling(message.sampling), first=False)
+        else:
+            raise AssertionError(f"the controller says {kind} within a stream")
+
+    def lost(self, link: Link) -> None:
+        """Learn that a stream has ended."""
+        if self.dead or link is not self.link:
+            return
+        self.link = None
+        self.connected = False
+        self._outbox.close()
+        bound = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(self._failures, 20))
+        self._failures += 1
+        delay_ns = int(self.world.chance.uniform(0, bound) * SECOND_NS)
+        self._after(delay_ns, self.connect)
+
+    def _begin(self, welcome: wire.Welcome) -> None:
+        self._failures = 0
+        self.connected = True
+        self._lease_ns = welcome.attempt_lease_ns
+        self._outbox.open(welcome.sampling)
+        self.happen(welcome.event)
+
+    def _give_up_greeting(self, link: Link) -> None:
+        if link is self.link and not self.connected:
+            self._break()
+
+    def _break(self) -> None:
+        if self.link is not None:
+            self.link.close_from_agent()
+            self.lost(self.link)
+
+    def _write_soon(self) -> None:
+        if self.connected:
+            self._after(self.world.chance.randint(0, MILLISECOND_NS), self._write)
+
+    def _write(self) -> None:
+        while self.link is not None and self.connected:
+            message = self._outbox.next_message()
+            if message is None:
+                return
+            self.link.send_up(message.SerializeToString())
+
+    def _tick(self) -> None:
+        self._after(TICK_NS, self._tick)
+        self._check_lease()
+        if self.dead:
+            return
+        self._outbox.resend()
+        self._outbox.offer_sample()
+        self._write_soon()
+
+    def _check_lease(self) -> None:
+        now_ns = self.world.timeline.now_ns()
+        if now_ns - self._contact_ns > self._lease_ns and self.lifecycle.live():
+            self.world.say(f"{self.instance_id} loses the lease of its attempts")
+            self.happen(LeaseLost())
+        if self.connected:
+            uncertain_ns = min(KEEPALIVE_NS, self._lease_ns // 2)
+            self._contact_ns = max(self._contact_ns, now_ns - uncertain_ns)
+
+
+class _AgentEnd:
+    """An agent's end of one link."""
+
+    def __init__(self, agent: Agent, link: Link) -> None:
+        self._agent = agent
+        self._link = link
+
+    def receive(self, data: bytes) -> None:
+        """Take a message."""
+        self._agent.take(self._link, agent_pb2.ControllerMessage.FromString(data))
+
+    def ended(self) -> None:
+        """Learn that the stream has ended."""
+        self._agent.lost(self._link)

@@ -1,0 +1,110 @@
+"""Faults planted into the real code, each of a kind that somebody could write.
+
+A simulation that does not notice them proves nothing: the tests hold every one against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from agent.lifecycle import Lifecycle
+from controller.core import node_events, task_events
+from controller.core.cluster import Cluster
+from controller.core.commands import Command, SaveSubmission
+from controller.core.events import AttemptEnded, AttemptStarted, TasksSubmitted
+from controller.core.model import Task, TaskState
+from controller.engine import Engine
+from sim.agents import Agent
+from sim.controllers import LIMITS
+
+Fault = tuple[Any, str, Any]  # what is replaced where, and by what
+
+_carry_out = Engine._carry_out
+_fenced = task_events._fenced
+_on_tasks_submitted = task_events.on_tasks_submitted
+_release = Cluster.release
+_settle = node_events.settle
+
+
+async def _send_before_save(engine: Engine, commands: list[Command]) -> None:
+    engine._send(commands)
+    with patch.object(engine, "_send"):
+        await _carry_out(engine, commands)
+
+
+def _fenced_without_attempt(
+    cluster: Cluster, event: AttemptStarted | AttemptEnded
+) -> Task | None:
+    return cluster.tasks.get(event.task_id) if event.task_id in cluster.reservations else None
+
+
+def _sent_to_any_instance(task: Task, instance_id: str) -> bool:
+    return task.state is TaskState.ASSIGNED
+
+
+def _submission_not_saved(cluster: Cluster, event: TasksSubmitted) -> list[Command]:
+    commands = _on_tasks_submitted(cluster, event)
+    return [command for command in commands if not isinstance(command, SaveSubmission)]
+
+
+def _reservation_kept(cluster: Cluster, task_id: int) -> None:
+    with patch.object(cluster.ledger, "release"):
+        _release(cluster, task_id)
+
+
+def _every_hello_believed(cluster: Cluster, now_ns: int) -> list[Command]:
+    for node_id in cluster.unsettled:
+        cluster.nodes[node_id].sampled = True
+    return _settle(cluster, now_ns)
+
+
+def _nothing_recovered(lifecycle: Lifecycle, ended: object) -> None:
+    """Forget the ends that an earlier agent kept."""
+
+
+FAULTS: dict[str, Fault] = {
+    "words are sent before they are saved": (Engine, "_carry_out", _send_before_save),
+    "an old attempt's report passes the fence": (task_events, "_fenced", _fenced_without_attempt),
+    "an old stream's report is acknowledged": (task_events, "_replaced", lambda *_: False),
+    "an assignment is sent to another agent process": (
+        node_events,
+        "_never_arrived",
+        _sent_to_any_instance,
+    ),
+    "the answer to a submit is not saved": (
+        task_events,
+        "on_tasks_submitted",
+        _submission_not_saved,
+    ),
+    "a reservation is not released": (Cluster, "release", _reservation_kept),
+    "a late hello is believed": (node_events, "settle", _every_hello_believed),
+    "attempts are given up before their lease": (
+        node_events,
+        "_lost_after_ns",
+        lambda _: LIMITS.node_unreachable_ns,
+    ),
+    "the agent does not watch its lease": (Agent, "_check_lease", lambda _: None),
+    "the agent forgets what it kept for its next life": (Lifecycle, "recover", _nothing_recovered),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Put a fault in place for a while."""
+    owner, attribute, instead = FAULTS[name]
+    with patch.object(owner, attribute, instead):
+        yield
+
+
+def seed_that_notices(name: str, seeds: range, live: Callable[[int], object]) -> int | None:
+    """Return the first seed whose story breaks under a fault, or None."""
+    with planted(name):
+        for seed in seeds:
+            try:
+                live(seed)
+            except AssertionError:
+                return seed
+    return None

@@ -1,0 +1,133 @@
+"""The people of a simulated world: they submit, repeat what was not answered, cancel, cordon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.duration_pb2 import Duration
+from mass.v1 import task_pb2, types_pb2
+from sim.controllers import LIMITS, Answer
+from sim.timeline import SECOND_NS
+
+from controller import requests
+from controller.core.errors import MassError
+from controller.core.events import NodeCordoned, NodeUncordoned, TasksCancelled, TasksSubmitted
+from controller.core.limits import MIB
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+TASKS_MAX = 60  # of one world; more would only wait
+
+
+class Users:
+    """Everybody who asks something of the controller."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._requests = 0
+        self._unanswered: dict[str, bytes] = {}
+        self._answered: dict[str, bytes] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether a submit is not answered yet."""
+        return bool(self._unanswered)
+
+    def submit(self) -> None:
+        """Submit a few tasks, perhaps an old request once more."""
+        chance = self._world.chance
+        if self._answered and chance.random() < 0.15:
+            request_id = chance.choice(list(self._answered))
+            self._call(request_id, self._answered[request_id])
+            return
+        if self._requests * 2 >= TASKS_MAX:
+            return
+        self._requests += 1
+        request_id = f"request-{self._requests}"
+        specs = [self._spec() for _ in range(chance.randint(1, 3))]
+        request = task_pb2.SubmitTasksRequest(request_id=request_id, user="user", tasks=specs)
+        self._unanswered[request_id] = request.SerializeToString()
+        self._call(request_id, self._unanswered[request_id])
+
+    def cancel(self) -> None:
+        """Cancel some of the tasks that were accepted."""
+        controller, chance = self._world.controller, self._world.chance
+        known = self._world.laws.accepted_ids
+        if controller is None or not known:
+            return
+        ids = chance.sample(known, min(len(known), chance.randint(1, 3)))
+        still_open = tuple(task_id for task_id in ids if task_id in controller.cluster.tasks)
+        grace_ns = chance.choice((0, SECOND_NS, LIMITS.cancel_grace_ns))
+        now_ns = self._world.timeline.now_ns()
+        self._world.say(f"a user cancels {still_open}")
+        answer = Answer(self._world, lambda _: self._world.laws.cancel_answered(still_open), _gone)
+        controller.engine.take(TasksCancelled(now_ns, still_open, grace_ns), answer)
+
+    def cordon(self, *, on: bool) -> None:
+        """Keep a node free, or let tasks onto it again."""
+        controller = self._world.controller
+        if controller is None or not controller.cluster.nodes:
+            return
+        node_id = self._world.chance.choice(sorted(controller.cluster.nodes))
+        now_ns = self._world.timeline.now_ns()
+        answer = Answer(self._world, self._world.laws.node_answered, _gone)
+        if on:
+            controller.engine.take(NodeCordoned(now_ns, node_id, "why", "user"), answer)
+        else:
+            controller.engine.take(NodeUncordoned(now_ns, node_id, "user"), answer)
+
+    def uncordon_all(self) -> None:
+        """Let tasks onto every node."""
+        controller = self._world.controller
+        assert controller is not None
+        for node_id in sorted(controller.cluster.nodes):
+            now_ns = self._world.timeline.now_ns()
+            controller.engine.take(NodeUncordoned(now_ns, node_id, "user"), None)
+
+    def _spec(self) -> types_pb2.TaskSpec:
+        chance = self._world.chance
+        spec = types_pb2.TaskSpec(
+            command=["work"],
+            memory_request_bytes=chance.choice((64, 256, 1_024, 2_048)) * MIB,
+            cpus=chance.choice((0.1, 1.0, 2.0)),
+            priority=chance.choice((0, 0, 1)),
+            retries=chance.choice((0, 0, 1, 3)),
+            no_requeue=chance.random() < 0.1,
+        )
+        if chance.random() < 0.2:
+            seconds = chance.choice((1, 10))
+            spec.time_limit.CopyFrom(Duration(seconds=seconds))
+        return spec
+
+    def _call(self, request_id: str, data: bytes) -> None:
+        """Call; what stays without an answer is called again."""
+        world, chance = self._world, self._world.chance
+        again_ns = chance.randint(SECOND_NS, 10 * SECOND_NS)
+        if request_id in self._unanswered:
+            world.timeline.after(again_ns, lambda: self._call_again(request_id))
+        controller = world.controller
+        if controller is None or world.happens(world.rates.call_lost):
+            return
+        request = task_pb2.SubmitTasksRequest.FromString(data)
+        _, user, specs = requests.submission(request, LIMITS)
+        world.say(f"a user submits {request_id}, {len(specs)} tasks")
+        answer = Answer(world, lambda ids: self._given(request_id, ids), _gone)
+        event = TasksSubmitted(world.timeline.now_ns(), request_id, user, specs)
+        controller.engine.take(event, answer)
+
+    def _call_again(self, request_id: str) -> None:
+        data = self._unanswered.get(request_id)
+        if data is not None:
+            self._call(request_id, data)
+
+    def _given(self, request_id: str, ids: object) -> None:
+        assert isinstance(ids, tuple)
+        lost = self._world.happens(self._world.rates.call_lost)
+        self._world.laws.submit_answered(request_id, ids, lost=lost)
+        if not lost and request_id in self._unanswered:
+            self._answered[request_id] = self._unanswered.pop(request_id)
+
+
+def _gone(error: MassError) -> None:
+    """Take a refusal; a submit is called again by itself."""

@@ -1,4 +1,4 @@
-"""Checks that proto/ breaks nothing that was released: against the newest tag, else HEAD."""
+"""Checks that proto/ breaks nothing that was released: against the newest tag, or HEAD."""
 
 from __future__ import annotations
 

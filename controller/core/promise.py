@@ -49,7 +49,7 @@ class Promises:
     Terms of the machine are the same for all nodes on it.
     """
 
-    known: Bools  # its machine was measured lately
+    known: Bools  # it was measured lately, by its own agent: what its tasks use is known too
     own: Ints
     machine: Ints
     machine_total: Ints
@@ -75,7 +75,6 @@ def compute(view: MemoryView, limits: Limits) -> Promises:
     known = view.used_slot & view.measured
     if view.machines_shared:
         used, total = _freshest(view, used), _freshest(view, total)
-        known = view.used_slot & _per_machine(view, view.measured.astype(np.int64)).astype(np.bool_)
         charged = _per_machine(view, charged)
         tasks_used = _per_machine(view, tasks_used)
     foreign = np.maximum(used - tasks_used, 0)

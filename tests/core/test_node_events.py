@@ -85,6 +85,17 @@ def test_report_of_an_old_process_does_not_acknowledge_those_of_the_new_one() ->
         assert world.states(1) == ["SUCCEEDED"]
 
 
+def test_start_that_an_old_stream_reports_is_not_acknowledged() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec())
+        old = world.agents["n1"].hello.stream
+        world.join("n1", attempts=(KnownAttempt(1, 1, ended=False),))
+        world.started(1, stream=old)
+        assert world.acknowledged() == []
+        assert world.states(1) == ["ASSIGNED"]
+
+
 def test_other_machine_may_have_a_name_that_nobody_uses() -> None:
     with Harness() as world:
         world.ready("n1", machine="m1")
@@ -152,6 +163,23 @@ def test_node_that_moves_to_another_machine_leaves_the_first() -> None:
         assert not table.machines_shared
         assert table.neighbours(0) == {0}
         assert table.neighbours(1) == {1}
+
+
+def test_neighbour_on_the_machine_does_not_measure_in_a_nodes_place() -> None:
+    with Harness() as world:
+        world.ready("a", machine="m", capacity="4GiB")
+        world.ready("b", machine="m", capacity="3GiB")
+        world.submit(spec())
+        world.leave("a")
+        world.now_ns += 31_000_000_000
+        world.started(1, node="b", attempt=9)  # b is heard of, but does not measure
+        world.join("a", machine="m", capacity="1GiB", attempts=(KnownAttempt(1, 1, ended=False),))
+        world.sample("a")
+        world.submit(spec("2GiB"))
+        assert world.cluster.nodes["b"].state is NodeState.READY
+        assert world.states(2) == ["PENDING"]
+        world.sample("b")
+        assert world.states(2) == ["ASSIGNED"]
 
 
 def test_restarted_controller_waits_a_whole_lease_for_silent_nodes() -> None:

@@ -65,7 +65,7 @@ def promised(rows: list[Row], index: int) -> tuple[int, int]:
     row = rows[index]
     mates = [mate for mate in rows if mate.there and mate.machine == row.machine]
     measured = [mate for mate in mates if mate.measured]
-    if not row.there or not measured:
+    if not row.there or not row.measured:
         return 0, -1
     newest = max(measured, key=lambda mate: (mate.sampled_at, rows.index(mate)))
     used = newest.total - newest.available

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.configfile import FileRefused, Value, read_file
+from agent.metrics import INTERVAL_DEFAULT_NS, METRICS_MAX, NAME, MetricCommand
 
 DEFAULT_FILE = Path("/etc/mass/agent.toml")
 FILE_VARIABLE = "MASS_AGENT_CONFIG"
@@ -28,6 +29,9 @@ KEYS: dict[str, tuple[type, ...]] = {
     "cpus": (int, float),
     "sample": (str,),
     "work_dir": (str,),
+    "metric": (list,),
+    "metric_dir": (str,),
+    "metric_interval": (str,),
     "insecure": (bool,),
 }
 # Beside the usual variable: what the command line tools read.
@@ -36,6 +40,8 @@ CONTROLLER_DEFAULT = "127.0.0.1:7461"
 SECOND_NS = 1_000_000_000
 SAMPLE_MIN_NS = 50_000_000
 SAMPLE_MAX_NS = 60 * SECOND_NS
+METRIC_INTERVAL_MIN_NS = SECOND_NS
+METRIC_INTERVAL_MAX_NS = 3_600 * SECOND_NS
 MEMORY_MIN_BYTES = 16 << 20
 MEMORY_MAX_BYTES = 1 << 50
 CPUS_MAX = 4096.0
@@ -67,6 +73,9 @@ class Settings:
     memory_capacity_bytes: int | None = None
     cpus: float | None = None
     sample_interval_ns: int | None = None
+    metrics: tuple[MetricCommand, ...] = ()
+    metric_dir: Path | None = None
+    metric_interval_ns: int = INTERVAL_DEFAULT_NS
 
 
 def parse_size(text: str) -> int:
@@ -166,7 +175,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     if not _NAME.fullmatch(name):
         place = given["name"].name if "name" in given else "--name"
         raise SettingRefused(f"{place} {name!r} must be 1 to 63 letters, digits, '.', '_' and '-'")
-    work_dir = text("work_dir")
+    work_dir, metric_dir = text("work_dir"), text("metric_dir")
     settings = Settings(
         controller=text("controller") or CONTROLLER_DEFAULT,
         name=name,
@@ -176,6 +185,9 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
         memory_capacity_bytes=_memory(given["memory"]) if "memory" in given else None,
         cpus=_cpus(given["cpus"]) if "cpus" in given else None,
         sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
+        metrics=_metrics(given["metric"]) if "metric" in given else (),
+        metric_dir=Path(metric_dir).expanduser().absolute() if metric_dir else None,
+        metric_interval_ns=_metric_interval(given.get("metric_interval"), given.get("sample")),
     )
     return Config(settings, given, file)
 
@@ -220,6 +232,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", metavar="SIZE", help="what tasks may use, for example 8GiB")
     parser.add_argument("--cpus", metavar="N", help="cores to offer, default the usable ones")
     parser.add_argument("--sample", metavar="DURATION", help="time between samples, for example 1s")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME=COMMAND",
+        action="append",
+        help="a metric of your own: the last number on the first line that COMMAND prints; "
+        f"up to {METRICS_MAX} times",
+    )
+    parser.add_argument(
+        "--metric-dir", metavar="DIR", help="read metrics from DIR/*.prom (node exporter's format)"
+    )
+    parser.add_argument(
+        "--metric-interval", metavar="DURATION", help="time between two runs of each COMMAND"
+    )
     parser.add_argument("--work-dir", metavar="DIR", help="default ~/.local/state/mass-agent/NAME")
     parser.add_argument(
         "--insecure",
@@ -297,4 +322,38 @@ def _sample(given: Given) -> int:
         raise SettingRefused(f"{given.name} {error}") from error
     if not SAMPLE_MIN_NS <= interval_ns <= SAMPLE_MAX_NS:
         raise SettingRefused(f"{given.name} {given.text} must be between 50ms and 1m")
+    return interval_ns
+
+
+def _metrics(given: Given) -> tuple[MetricCommand, ...]:
+    """Return the commands; in a variable each stands on a line of its own."""
+    texts = given.value if isinstance(given.value, list) else given.text.splitlines()
+    found: dict[str, MetricCommand] = {}
+    for text in filter(str.strip, texts):
+        name, _, command = text.partition("=")
+        name = name.strip()
+        if not command.strip():
+            raise SettingRefused(f"{given.name} {text!r} must be NAME=COMMAND")
+        if not NAME.fullmatch(name):
+            raise SettingRefused(
+                f"{given.name} {name!r} must be 1 to 63 letters, digits and '_', no digit first"
+            )
+        if name in found:
+            raise SettingRefused(f"{given.name} {name} is there twice")
+        found[name] = MetricCommand(name, command)
+    if len(found) > METRICS_MAX:
+        raise SettingRefused(f"{given.name} is there {len(found)} times, at most {METRICS_MAX}")
+    return tuple(found.values())
+
+
+def _metric_interval(given: Given | None, sample: Given | None) -> int:
+    """Return the time between two rounds: the one between samples, but at least a second."""
+    if given is None:
+        return max(INTERVAL_DEFAULT_NS, _sample(sample) if sample is not None else 0)
+    try:
+        interval_ns = parse_duration(given.text)
+    except SettingRefused as error:
+        raise SettingRefused(f"{given.name} {error}") from error
+    if not METRIC_INTERVAL_MIN_NS <= interval_ns <= METRIC_INTERVAL_MAX_NS:
+        raise SettingRefused(f"{given.name} {given.text} must be between 1s and 1h")
     return interval_ns

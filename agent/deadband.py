@@ -11,6 +11,7 @@ from agent.sampler import Sample
 MEMORY_BAND_RATIO = 0.01  # of the limit
 MEMORY_BAND_MAX_BYTES = 64 << 20
 PERCENT_BAND = 5.0  # points of processor use or memory stall
+CUSTOM_BAND_RATIO = 0.01  # of what was sent; nobody knows the unit of a metric of one's own
 PRESSURE_PERCENT = 90.0  # from here on every sample counts
 # A machine that would be full so soon is looked at more often.
 FULL_SOON_SECONDS = 15.0
@@ -34,7 +35,7 @@ def is_news(sent: Sample, now: Sample) -> bool:
         return True
     if _far(sent.cpu_percent, now.cpu_percent) or _far(sent.psi_some_percent, now.psi_some_percent):
         return True
-    if sent.tasks.keys() != now.tasks.keys():
+    if sent.tasks.keys() != now.tasks.keys() or _custom_moved(sent, now):
         return True
     return any(abs(used - sent.tasks[key]) >= band_bytes for key, used in now.tasks.items())
 
@@ -45,6 +46,19 @@ def is_full_soon(sample: Sample) -> bool:
     if growth is None or growth <= 0:
         return False
     return sample.memory.available_bytes < growth * FULL_SOON_SECONDS
+
+
+def _custom_moved(sent: Sample, now: Sample) -> bool:
+    """Return whether a metric of one's own came, went, or moved by more than its band."""
+    if sent.custom is now.custom:
+        return False
+    if sent.custom.keys() != now.custom.keys():
+        return True
+    for name, value in now.custom.items():
+        before = sent.custom[name]
+        if value != before and abs(value - before) >= CUSTOM_BAND_RATIO * abs(before):
+            return True
+    return False
 
 
 def _far(sent: float | None, now: float | None) -> bool:

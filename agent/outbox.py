@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 from mass.v1 import agent_pb2
@@ -55,15 +55,17 @@ class Outbox:
         sampler: Sampler,
         *,
         sample_interval_ns: int | None = None,
+        custom: Callable[[], Mapping[str, float]] = dict,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`sample_interval_ns` stands above what the welcome says."""
+        """`sample_interval_ns` stands above what the welcome says; `custom` are own metrics."""
         self.ready = asyncio.Event()
         self.samples_dropped = 0
         self._attempts = attempts
         self._lifecycle = attempts.lifecycle
         self._follower = attempts.follower
         self._sampler = sampler
+        self._custom = custom
         self._own_interval_ns = sample_interval_ns
         self._clock_ns = clock_ns
         self._sampling = SAMPLING_DEFAULT
@@ -238,6 +240,7 @@ class Outbox:
                 monotonic_ns=now_ns,
                 tasks={key: used for key, used in self._readings.items() if key in running},
                 oom_kills=self._attempts.oom_kills,
+                custom=self._custom(),
             )
         except MemoryUnreadable as error:
             LOG.error("no sample reason=%s", error)

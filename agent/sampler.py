@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from agent.attempt import Key
 from agent.memory import KeptFile, Memory, MemoryReading, SystemPaths, memory_groups
@@ -44,6 +45,7 @@ class Sample:
     memory_growth_bytes_per_second: float | None = None
     oom_kills: int = 0
     tasks: Mapping[Key, int] = field(default_factory=dict)
+    custom: Mapping[str, float] = field(default_factory=dict)  # metrics of one's own
 
     @property
     def memory_used_bytes(self) -> int:
@@ -81,7 +83,13 @@ class Sampler:
         return self._memory.read()
 
     def read(
-        self, *, now_unix_ns: int, monotonic_ns: int, tasks: Mapping[Key, int], oom_kills: int
+        self,
+        *,
+        now_unix_ns: int,
+        monotonic_ns: int,
+        tasks: Mapping[Key, int],
+        oom_kills: int,
+        custom: Mapping[str, float] = MappingProxyType({}),
     ) -> Sample:
         """Return a sample taken now.
 
@@ -108,6 +116,7 @@ class Sampler:
             memory_growth_bytes_per_second=self._growth(),
             oom_kills=oom_kills,
             tasks=tasks,
+            custom=custom,
         )
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ class Identity:
     cpus: float
     enforcement: str
     capabilities: tuple[str, ...]
+    custom_metrics: tuple[str, ...] = ()
 
 
 # Down.
@@ -199,6 +200,7 @@ def encode_hello(identity: Identity, known: Iterable[tuple[Key, bool]]) -> agent
             cpus=identity.cpus,
             enforcement=identity.enforcement,
             capabilities=identity.capabilities,
+            custom_metrics=identity.custom_metrics,
             attempts=(
                 agent_pb2.KnownAttempt(task_id=key[0], attempt=key[1], ended=ended)
                 for key, ended in known
@@ -234,6 +236,7 @@ def _sample(sample: Sample) -> agent_pb2.Sample:
         task_ids=[key[0] for key in sample.tasks],
         task_attempts=[key[1] for key in sample.tasks],
         task_memory_used_bytes=list(sample.tasks.values()),
+        custom_metrics=sample.custom,
     )
 
 

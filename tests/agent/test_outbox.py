@@ -34,11 +34,17 @@ class StillSampler(Sampler):
     readable = True
 
     def read(
-        self, *, now_unix_ns: int, monotonic_ns: int, tasks: Mapping[Key, int], oom_kills: int
+        self,
+        *,
+        now_unix_ns: int,
+        monotonic_ns: int,
+        tasks: Mapping[Key, int],
+        oom_kills: int,
+        custom: Mapping[str, float],
     ) -> Sample:
         if not self.readable:
             raise MemoryUnreadable("gone")
-        return replace(QUIET, memory=self.still, tasks=tasks, oom_kills=oom_kills)
+        return replace(QUIET, memory=self.still, tasks=tasks, oom_kills=oom_kills, custom=custom)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from support.cluster import Cluster
 from support.processes import is_running
 
 pytestmark = pytest.mark.e2e
+
+SEED = 6
+KILLS = 6
 
 
 def noting(log: Path, then: str) -> tuple[str, ...]:
@@ -75,6 +79,40 @@ def test_task_that_must_not_be_run_again_is_lost_with_its_agent(
     assert task.attempt == 1
     assert "must not be requeued" in task.reason
     assert len(noted(cluster, log, 1)) == 1
+
+
+def test_no_attempt_runs_beside_another_while_the_agent_is_killed_6_times(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    chance = random.Random(SEED)
+    log, overlaps = tmp_path / "attempts", tmp_path / "overlaps"
+    # The lock is held until the shell and its child are gone, however they end.
+    script = (
+        f"exec 9> {tmp_path}/lock-$MASS_TASK_ID; flock -n 9 || echo $MASS_TASK_ID >> {overlaps};"
+        f" echo $MASS_TASK_ID $MASS_ATTEMPT >> {log}; sleep 0.4"
+    )
+    ids = cluster.submit("sh", "-c", script, count=12, cpus=1)
+    for _ in range(KILLS):
+        cluster.until(
+            lambda: cluster.client.tasks(100, ["TASK_STATE_RUNNING"])[0] or _all_ended(cluster),
+            "a task runs",
+        )
+        time.sleep(chance.uniform(0, 0.3))  # the random moment itself: nothing to wait for
+        cluster.agents["node-1"].kill()
+        cluster.start_agent("node-1")
+    tasks = cluster.wait_ended(ids)
+    assert {task.state for task in tasks} == {types_pb2.TASK_STATE_SUCCEEDED}
+    assert not overlaps.exists()
+    attempts = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
+    assert len(attempts) == len(set(attempts)), "an attempt was executed twice"
+    last = {task_id: max(n for i, n in attempts if i == task_id) for task_id, _ in attempts}
+    assert last == {int(task.id): task.attempt for task in tasks}
+
+
+def _all_ended(cluster: Cluster) -> bool:
+    """Tell whether nothing is open any more."""
+    open_states = [f"TASK_STATE_{state}" for state in ("PENDING", "ASSIGNED", "RUNNING")]
+    return not cluster.client.tasks(1, open_states)[0]
 
 
 def test_end_that_the_controller_has_not_saved_survives_both(

@@ -72,7 +72,7 @@ def open_tasks(cluster: Cluster) -> int:
     return len(tasks)
 
 
-@pytest.mark.parametrize("moment", ["submission", "assignment", "ended"])
+@pytest.mark.parametrize("moment", ["submission", "assignment", "started", "ended"])
 def test_death_after_a_commit_and_before_its_words_loses_and_doubles_nothing(
     make_cluster: MakeCluster, tmp_path: Path, moment: str
 ) -> None:

@@ -29,6 +29,7 @@ from controller.core.errors import MassError
 
 WAIT_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
+CLOSE_SECONDS_MAX = 5.0
 PAUSE_SECONDS = 0.01
 LOG_BYTES_SHOWN = 4_000
 MIB = 1 << 20
@@ -122,9 +123,13 @@ class Daemon:
 
     def terminate(self) -> int:
         """SIGTERM, and return its exit code."""
+        self.ask_to_end()
+        return self.wait()
+
+    def ask_to_end(self) -> None:
+        """SIGTERM."""
         assert self.process is not None
         self.process.terminate()
-        return self.wait()
 
     def log(self) -> str:
         """Return all it has written."""
@@ -161,11 +166,16 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Kill every process that still runs: agents first, whose tasks die with them."""
+        """End every process that still runs: agents first, which take their groups away."""
         self.client.close()
-        for agent in self.agents.values():
-            agent.kill()
-        self.controller.kill()
+        agents = [agent for agent in self.agents.values() if agent.is_running()]
+        for agent in agents:
+            agent.ask_to_end()
+        deadline = time.monotonic() + CLOSE_SECONDS_MAX
+        while any(agent.is_running() for agent in agents) and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+        for daemon in (*self.agents.values(), self.controller):
+            daemon.kill()
 
     # Processes.
 

@@ -1,8 +1,9 @@
 """A controller that dies by SIGKILL at one exact moment: after a commit, before any word of it.
 
-The moment is named by MASS_FAULT and is what the commit holds: `submission`, `assignment`, `ended`
-(an attempt's end) or `cancel`. The file MASS_FAULT_MARK is made first; where it is there already,
-nothing happens, so the next controller lives. Everything else is the controller as it is.
+The moment is named by MASS_FAULT and is what the commit holds: `submission`, `assignment`,
+`started` or `ended` (reports of an attempt), or `cancel`. The file MASS_FAULT_MARK is made first;
+where it is there already, nothing happens, so the next controller lives. Everything else is the
+controller as it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def _has_state(save: Save, state: TaskState) -> bool:
 MOMENTS: dict[str, Callable[[Save], bool]] = {
     "submission": lambda save: isinstance(save, SaveSubmission),
     "assignment": lambda save: _has_state(save, TaskState.ASSIGNED),
+    "started": lambda save: _has_state(save, TaskState.RUNNING),
     "ended": lambda save: isinstance(save, SaveAttempt),
     "cancel": lambda save: _has_state(save, TaskState.STOPPING),
 }

@@ -13,6 +13,8 @@ import pytest
 from mass.v1 import types_pb2
 
 GIB = 1 << 30
+TASK_STATES = list(types_pb2.TaskState.keys())
+OOM_CAUSES = list(types_pb2.OomCause.keys())
 
 
 def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,11 +97,11 @@ def test_message_becomes_its_value() -> None:
 
 
 def test_every_word_of_the_wire_has_its_value() -> None:
-    for name in types_pb2.TaskState.keys():
+    for name in TASK_STATES:
         state = mass.TaskInfo.from_wire(types_pb2.Task(state=name)).state
         wanted = name.removeprefix("TASK_STATE_")
         assert state.value == ("UNKNOWN" if wanted == "UNSPECIFIED" else wanted)
-    for name in types_pb2.OomCause.keys():
+    for name in OOM_CAUSES:
         cause = mass.TaskInfo.from_wire(types_pb2.Task(oom_cause=name)).oom_cause
         assert cause.value == name.removeprefix("OOM_CAUSE_")
     newer = types_pb2.Task.FromString(types_pb2.Task(id="1").SerializeToString() + b"\x18\x63")

@@ -187,7 +187,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
         sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
         metrics=_metrics(given["metric"]) if "metric" in given else (),
         metric_dir=Path(metric_dir).expanduser().absolute() if metric_dir else None,
-        metric_interval_ns=_metric_interval(given.get("metric_interval"), given.get("sample")),
+        metric_interval_ns=_metric_interval(given.get("metric_interval")),
     )
     return Config(settings, given, file)
 
@@ -243,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
         "--metric-dir", metavar="DIR", help="read metrics from DIR/*.prom (node exporter's format)"
     )
     parser.add_argument(
-        "--metric-interval", metavar="DURATION", help="time between two runs of each COMMAND"
+        "--metric-interval",
+        metavar="DURATION",
+        help="time between two runs of each COMMAND, default 1s",
     )
     parser.add_argument("--work-dir", metavar="DIR", help="default ~/.local/state/mass-agent/NAME")
     parser.add_argument(
@@ -346,10 +348,10 @@ def _metrics(given: Given) -> tuple[MetricCommand, ...]:
     return tuple(found.values())
 
 
-def _metric_interval(given: Given | None, sample: Given | None) -> int:
-    """Return the time between two rounds: the one between samples, but at least a second."""
+def _metric_interval(given: Given | None) -> int:
+    """Return the time between two rounds, by default a second."""
     if given is None:
-        return max(INTERVAL_DEFAULT_NS, _sample(sample) if sample is not None else 0)
+        return INTERVAL_DEFAULT_NS
     try:
         interval_ns = parse_duration(given.text)
     except SettingRefused as error:

@@ -27,6 +27,7 @@ from agent.enforce import EnforcementError, detect
 from agent.follower import Follower
 from agent.install import install, show_config
 from agent.memory import MemoryUnreadable
+from agent.metrics import OwnMetrics
 from agent.notify_systemd import Systemd
 from agent.outbox import Outbox
 from agent.runner import Runner
@@ -123,7 +124,13 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
                 identity.agent_version, identity.node_id, identity.memory_total_bytes,
                 identity.cpus, identity.enforcement, settings.work_dir,
             )  # fmt: skip
-            outbox = Outbox(attempts, sampler, sample_interval_ns=settings.sample_interval_ns)
+            metrics = OwnMetrics(settings.metrics, settings.metric_dir, settings.metric_interval_ns)
+            outbox = Outbox(
+                attempts,
+                sampler,
+                sample_interval_ns=settings.sample_interval_ns,
+                custom=metrics.values,
+            )
             connection = Connection(settings.controller, identity, attempts, outbox)
             systemd.tell("READY=1")
             beside = (
@@ -131,7 +138,7 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
                 asyncio.create_task(_reload(reload_asked, settings, load, outbox, systemd)),
             )
             try:
-                await _run_until_signal(connection, attempts, systemd)
+                await _run_until_signal(connection, attempts, metrics, systemd)
             finally:
                 for task in beside:
                     task.cancel()
@@ -177,7 +184,9 @@ def _take_in(before: Settings, after: Settings, outbox: Outbox) -> Settings:
     return after
 
 
-async def _run_until_signal(connection: Connection, attempts: Attempts, systemd: Systemd) -> None:
+async def _run_until_signal(
+    connection: Connection, attempts: Attempts, metrics: OwnMetrics, systemd: Systemd
+) -> None:
     """Serve until a signal, then leave in good order; a second signal leaves out the grace."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
@@ -191,8 +200,12 @@ async def _run_until_signal(connection: Connection, attempts: Attempts, systemd:
         loop.add_signal_handler(number, ask)
     serving = asyncio.create_task(connection.run())
     asking = asyncio.create_task(asked.wait())
+    measuring = asyncio.create_task(metrics.run())
+    tasks = {serving, asking, measuring}
     try:
-        await asyncio.wait({serving, asking}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if measuring.done():
+            measuring.result()  # it never ends by itself: values would stand still unnoticed
         if serving.done():
             serving.result()
             return
@@ -200,9 +213,9 @@ async def _run_until_signal(connection: Connection, attempts: Attempts, systemd:
         LOG.info("leaving attempts=%d", len(attempts.lifecycle.live()))
         await connection.leave("the agent was told to end", LEAVE_GRACE_NS, LEAVE_SECONDS_MAX)
     finally:
-        for task in (serving, asking):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({serving, asking})
+        await asyncio.wait(tasks)
 
 
 def _identity(
@@ -227,6 +240,7 @@ def _identity(
         cpus=settings.cpus if settings.cpus is not None else usable_cpus(),
         enforcement=enforcement,
         capabilities=capabilities,
+        custom_metrics=tuple(command.name for command in settings.metrics),
     )
 
 

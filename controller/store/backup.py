@@ -77,7 +77,10 @@ def restore(file: Path, directory: Path, *, force: bool = False) -> Restored:
         raise StoreError(f"{file} is no file", path=file)
     claim = DataDirectory(directory)
     try:
-        if claim.database.exists() and not force:
+        # A log without its database counts too: SQLite would play it into the restored one.
+        parts = [Path(f"{claim.database}{ending}") for ending in _BESIDE]
+        is_taken = any(part.exists() for part in parts)
+        if is_taken and not force:
             raise StoreError(
                 f"{directory} holds a store already; --force puts it aside", path=directory
             )
@@ -85,7 +88,7 @@ def restore(file: Path, directory: Path, *, force: bool = False) -> Restored:
         fresh.unlink(missing_ok=True)  # of a restore that did not come to its end
         try:
             revision, next_task_id = _copy_checked(file, fresh)
-            aside = _put_aside(claim) if claim.database.exists() else None
+            aside = _put_aside(claim) if is_taken else None
             fresh.rename(claim.database)
         except BaseException:
             fresh.unlink(missing_ok=True)

@@ -62,6 +62,7 @@ class Cluster:
         # Waiting tasks that later ones were placed past, and since when; who keeps which node.
         self.overtaken_since_ns: dict[int, int] = {}
         self.kept_slots: dict[int, int] = {}
+        self._settling_until_ns = 0  # after a restart, while known nodes come back
 
     def put_task(self, task: Task) -> None:
         """Make this the value of a task, and keep queue and node membership in step with it."""
@@ -255,6 +256,7 @@ class Cluster:
         for submission in submissions:
             self.submissions[submission.request_id] = submission
         self.next_task_id = next_task_id
+        self._settling_until_ns = now_ns + self.limits.sample_hold_ns
         slots = {record.node.id: record.slot for record in self.nodes.values()}
         self.update_task_rows()
         self.alerts.restore(alerts, slots, now_ns, self.task_rows.by_subject())
@@ -287,6 +289,13 @@ class Cluster:
         assert limits.tasks_running_max == self.limits.tasks_running_max
         self.rules, self.limits = rules, limits
         self.alerts.replace_rules(rules.rules, now_ns)
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Say whether every node that was known at the start has been heard, or had its time."""
+        if now_ns < self._settling_until_ns and not all(r.sampled for r in self.nodes.values()):
+            return False
+        self._settling_until_ns = 0
+        return True
 
     def update_task_rows(self) -> None:
         """Bring the rows of running tasks in step with them, where a rule looks at tasks."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from controller.core.cluster import Cluster
 from controller.core.expressions import Window
-from controller.core.metrics import Scope
+from controller.core.metrics import CLUSTER_NAMES, Scope
 from controller.core.model import NodeState
 from controller.core.nodes import Bools, Floats, Ints
 from controller.core.placement import Offers
@@ -23,7 +23,8 @@ GROWTH_MAX = float(1 << 50)  # bytes per second; an agent may say anything
 class Metrics:
     """All nodes at one instant, by slot. Columns are views of the pool: they live for one cycle.
 
-    Beside them are the cluster's own metrics, each as one row, and those of the running tasks.
+    Beside them are those of the running tasks by row, and for rules over the whole cluster its own
+    metrics (one row each) and again those of all nodes.
     """
 
     now_ns: int
@@ -73,14 +74,34 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
         growth_per_second=growth.clip(-GROWTH_MAX, GROWTH_MAX).astype(np.int64),
         machines_shared=table.machines_shared,
     )
+    column = _columns(cluster, memory, now_ns)
     return Metrics(
         now_ns,
         count,
         memory,
-        column=_columns(cluster, memory, now_ns),
-        cluster_column=lambda name: np.array([_of_cluster(cluster, str(name))], np.float64),
+        column=column,
+        cluster_column=_cluster_columns(cluster, column, now_ns),
         task_column=_task_columns(cluster, now_ns),
     )
+
+
+def _cluster_columns(
+    cluster: Cluster, column: Callable[[str | Window], Floats], now_ns: int
+) -> Callable[[str | Window], Floats]:
+    """Return the function by which rules over the cluster get their columns.
+
+    After a restart nodes come back one by one; until they have, nothing is known of all of them.
+    """
+    settled = cluster.is_settled(now_ns)
+
+    def of_cluster(name: str | Window) -> Floats:
+        if not settled:
+            return np.array([np.nan])
+        if name in CLUSTER_NAMES:
+            return np.array([_of_cluster(cluster, str(name))], np.float64)
+        return column(name)
+
+    return of_cluster
 
 
 def _of_cluster(cluster: Cluster, name: str) -> float:
@@ -135,7 +156,8 @@ def _columns(
         if name == "mem_reserved":
             return _where_used(memory, memory.reserved)
         if name == "tasks_running":
-            return _where_used(memory, cluster.ledger.count[:count])
+            tasks = cluster.ledger.count[:count] - cluster.table.reservations[:count]
+            return _where_used(memory, tasks)
         return cluster.history.latest(name, now_ns)
 
     return column
@@ -162,4 +184,7 @@ def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: 
         cpus_free=table.cpus[:count] - table.cpus_used[:count],
         members=table.neighbours,
         machines_shared=table.machines_shared,
+        gpus=table.gpus[:count].copy(),
+        gpus_free=table.gpus[:count] - table.gpus_used[:count],
+        matching=table.matching,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from controller.core.expressions import BoolColumn, Column, Expression, FloatColumn, Window
-from controller.core.metrics import CLUSTER_NAMES, Scope
+from controller.core.metrics import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ def evaluate(
 
     `column` is asked once for each metric and window. `used` marks the slots that have a node;
     without it a slot that has none must be NaN in each column. `cluster` gives the cluster's own
-    metrics as one row, `tasks` those of running tasks; both are needed only where a rule has that
-    scope. Cost: a few numpy calls a rule.
+    metrics as one row and those of nodes by slot, `tasks` those of running tasks by row; both are
+    needed only where a rule has that scope. Cost: a few numpy calls a rule.
     """
     asked: dict[str | Window, FloatColumn] = {}
 
@@ -94,13 +94,9 @@ def evaluate(
             assert values.shape == (slots_count,), key
         return values
 
-    def of_cluster(key: str | Window) -> FloatColumn:
-        assert cluster is not None
-        return cluster(key) if key in CLUSTER_NAMES else once(key)
-
     columns: dict[Scope, Column | None] = {
         Scope.NODE: once,
-        Scope.CLUSTER: of_cluster,
+        Scope.CLUSTER: cluster,
         Scope.TASK: tasks,
     }
     results = []

@@ -44,7 +44,7 @@ def check_config(file: FileArgument = None, output: OutputOption = OutputFormat.
             print_json({"file": name, "rules": len(rules), "pool_bytes": size_bytes})
             return
         print(
-            f"{name or 'no file, environment and defaults'}: {len(rules)} rules, "
+            f"{name or 'no file, environment and defaults'}: {len(rules)} rule{'' if len(rules) == 1 else 's'}, "
             f"a pool of {format_size(size_bytes)}, no mistake found"
         )
 

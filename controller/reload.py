@@ -104,16 +104,20 @@ class Reloader:
                                  "it needs a restart")  # fmt: skip
         rules = await asyncio.to_thread(read_rules, settings)
         before = self._engine.cluster.rules
-        notifier = Notifier(settings.webhook) if "webhook" in changed else None
+        # In place before the rules are: the cycle that takes them may fire alerts at once.
+        replaced = None
+        if "webhook" in changed:
+            replaced = self._notices.replace(Notifier(settings.webhook))
         try:
             await self._engine.ask(Reconfigured(self._engine.now_ns(), rules, settings.limits()))
         except BaseException:
-            if notifier is not None:
-                await notifier.close()
+            if replaced is not None:
+                replaced = self._notices.replace(replaced)
             raise
+        finally:
+            if replaced is not None:
+                await replaced.close()
         self._settings = settings
-        if notifier is not None:
-            await self._notices.replace(notifier).close()
         return f"changed={','.join(changed) or 'nothing'} {_difference(before, rules)}"
 
 

@@ -43,8 +43,9 @@ def check_config(file: FileArgument = None, output: OutputOption = OutputFormat.
         if session.json:
             print_json({"file": name, "rules": len(rules), "pool_bytes": size_bytes})
             return
+        count = f"{len(rules)} rule{'' if len(rules) == 1 else 's'}"
         print(
-            f"{name or 'no file, environment and defaults'}: {len(rules)} rule{'' if len(rules) == 1 else 's'}, "
+            f"{name or 'no file, environment and defaults'}: {count}, "
             f"a pool of {format_size(size_bytes)}, no mistake found"
         )
 

@@ -10,7 +10,7 @@ BUILD_NEEDS := "setuptools>=77" "cffi>=1.17" "grpcio-tools>=1.80"
 
 .DEFAULT_GOAL := help
 .PHONY: help run test env check lint types imports proto proto-breaking c-warnings wheel-test \
-	test-c e2e bench clean prerequisites
+	test-c e2e sim bench clean prerequisites
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,10 @@ test-c: env ## the tests of the C parts only
 
 e2e: env ## the tests with real processes only
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+sim: env ## a simulated cluster: SEED=7 STEPS=1000 tells one story, SEEDS=5000 looks for bad ones
+	@PYTHONPATH=tests $(BIN)/python -m sim --seed $(or $(SEED),1) --steps $(or $(STEPS),300) \
+		--seeds $(or $(SEEDS),1)
 
 check: lint types imports proto c-warnings wheel-test ## every static check, and the wheel
 

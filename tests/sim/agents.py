@@ -87,7 +87,7 @@ class Process:
         self._stubborn = chance.random() < 0.2
         self._alive = True
         self._outcome = chance.choices(*OUTCOMES)[0]
-        longest_ns = chance.choice((MILLISECOND_NS, SECOND_NS, 20 * SECOND_NS, 200 * SECOND_NS))
+        longest_ns = chance.choice(world.longest_ns)
         machine.processes[self.key] = self
         world.laws.process_began(machine, self.key)
         world.timeline.after(chance.randint(1, longest_ns), lambda: self._exit(self._outcome))
@@ -239,7 +239,7 @@ class Agent:
         return {key: process.used_bytes for key, process in self.machine.processes.items()}
 
     def read(
-        self, *, now_unix_ns: int, monotonic_ns: int, tasks: Mapping[Key, int], oom_kills: int
+        self, *, monotonic_ns: int, tasks: Mapping[Key, int], oom_kills: int, **_: object
     ) -> Sample:
         """Return a sample of the machine."""
         used = self.machine.foreign_bytes + sum(
@@ -300,7 +300,6 @@ class Agent:
             longest_ns = self.world.chance.choice((50 * MILLISECOND_NS, 30 * SECOND_NS))
             self.machine.agent_dies(again_ns=self.world.chance.randint(0, longest_ns))
             return
-        self.lifecycle.check()
         self._write_soon()
 
     def _after(self, delay_ns: int, action: Any) -> Due:

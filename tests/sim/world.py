@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
@@ -18,6 +18,7 @@ from sim.controllers import LIMITS, NODE_MEMORY_BYTES, OPENING, Controller, Cont
 from sim.laws import LawBroken, Laws
 from sim.network import Link, Network
 from sim.timeline import MILLISECOND_NS, SECOND_NS, Timeline
+from sim.told import told
 from sim.users import Users
 from support.stores import MemoryDisk
 
@@ -27,6 +28,9 @@ from controller.core.promise import capacity_bytes
 
 STORY_LINES_KEPT = 60
 STEPS_NS = (20 * MILLISECOND_NS, 200 * MILLISECOND_NS, SECOND_NS, 3 * SECOND_NS)
+# How long tasks run at most; one is drawn for each.
+SHORT_TASKS_NS = (MILLISECOND_NS, SECOND_NS, 20 * SECOND_NS, 200 * SECOND_NS)
+LONG_TASKS_NS = (SECOND_NS, 300 * SECOND_NS, 300 * SECOND_NS)
 REST_STEPS_MAX = 200
 # What happens in a step, and how often. Each world has more of some and none of others, so that
 # faults which hide each other (an agent that often dies never loses its lease) come apart.
@@ -69,9 +73,9 @@ CALM = Rates(
 class World:
     """One story. Use `run`."""
 
-    def __init__(self, seed: int, *, loud: bool = False) -> None:
+    def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
         self.seed = seed
-        self.loud = loud
+        self._tell = tell
         self.chance = Random(seed)
         self.rates = Rates()
         self.timeline = Timeline()
@@ -96,6 +100,8 @@ class World:
             self.machines.append(Machine(self, "node-1", 99, 2.0))
         self.users = Users(self)
         self._pace = self.chance.choice((1, 1, 4))
+        lengths: list[tuple[int, ...]] = [SHORT_TASKS_NS, SHORT_TASKS_NS, LONG_TASKS_NS]
+        self.longest_ns = self.chance.choice(lengths)
         self._deeds = {
             deed: ratio if deed in ALWAYS else ratio * self.chance.choice((0.0, 0.3, 1.0, 3.0))
             for deed, ratio in DEEDS.items()
@@ -134,13 +140,14 @@ class World:
         line = f"{seconds:10.3f}  {line}"
         self._digest.update(line.encode())
         self.story.append(line)
-        if self.loud:
-            print(line)
+        if self._tell is not None:
+            self._tell(line)
 
     def trace(self, commands: Iterable[Command]) -> None:
         """Note the commands of a turn."""
         for command in commands:
-            self.say(repr(command))
+            self._digest.update(repr(command).encode())
+            self.say(told(command))
 
     def crash_point(self, where: str) -> None:
         """Let the controller die here, perhaps."""
@@ -185,7 +192,16 @@ class World:
         (deed,) = self.chance.choices(list(self._deeds), list(self._deeds.values()))
         self._do(deed, self.chance.choice(self.machines))
         step_ns = self.chance.choice(STEPS_NS) * self._pace
-        self.timeline.run_until(self.timeline.now_ns() + self.chance.randint(0, step_ns))
+        self._pass(self.chance.randint(0, step_ns))
+
+    def _pass(self, time_ns: int) -> None:
+        """Let time pass, and look at all that always holds inside."""
+        self.timeline.run_until(self.timeline.now_ns() + time_ns)
+        if self.controller is not None:
+            self.controller.cluster.check()
+        for machine in self.machines:
+            if machine.agent is not None:
+                machine.agent.lifecycle.check()
 
     def _do(self, deed: str, machine: Machine) -> None:
         chance, agent = self.chance, machine.agent
@@ -207,7 +223,7 @@ class World:
                 self.say(f"the stream of {agent.instance_id} breaks")
                 agent.link.break_silently()
             case "machine is cut off":
-                away_ns = chance.randint(SECOND_NS, 200 * SECOND_NS)
+                away_ns = chance.randint(SECOND_NS, 250 * SECOND_NS)
                 machine.cut_off(self.timeline.now_ns() + away_ns)
             case "controller dies":
                 self.crash_controller("killed")
@@ -218,13 +234,14 @@ class World:
     def _come_to_rest(self) -> None:
         """Let nothing go wrong any more, until everything has ended."""
         self.rates = CALM
+        self.longest_ns = (SECOND_NS,)
         self.network.late_ratio = 0.0
         self.say("no more faults")
         for machine in self.machines:
             machine.cut_off_until_ns = 0
         uncordoned: Controller | None = None
         for _ in range(REST_STEPS_MAX):
-            self.timeline.run_until(self.timeline.now_ns() + REST_STEP_NS)
+            self._pass(REST_STEP_NS)
             if self.controller is None:
                 continue
             if self.controller is not uncordoned:

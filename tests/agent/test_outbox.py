@@ -240,6 +240,14 @@ async def test_the_controller_may_slow_sampling_down_but_a_flag_keeps_it_from_sp
     assert own.offer_sample() == 5 * SECOND_NS
 
 
+async def test_an_interval_of_the_agents_own_can_change_and_go(bench: Bench) -> None:
+    bench.outbox.set_sampling(wire.Sampling(3 * SECOND_NS, 30 * SECOND_NS), first=False)
+    bench.outbox.set_own_interval(SECOND_NS // 5)
+    assert bench.outbox.offer_sample() == SECOND_NS // 5
+    bench.outbox.set_own_interval(None)
+    assert bench.outbox.offer_sample() == 3 * SECOND_NS
+
+
 def memory(**changes: int) -> Sample:
     return replace(QUIET, memory=replace(QUIET.memory, **changes))
 

@@ -23,6 +23,7 @@ from mass.errors import CallError
 
 CALL_SUFFIX = ".call"
 OUTCOME_SUFFIX = ".outcome"
+PART_SUFFIX = ".part"
 # The name multiprocessing gives the main module in its children; libraries know it.
 MAIN_IN_TASK = "__mp_main__"
 
@@ -76,7 +77,7 @@ def call_bytes(
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it appears with all of its content, readable by its owner alone."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
@@ -117,6 +118,16 @@ def read_outcome(path: Path) -> Outcome:
     if not isinstance(outcome, Outcome):
         raise CallError(f"the outcome in {path} is no outcome")
     return outcome
+
+
+def remove_files(path: Path, *, ended_well: bool) -> None:
+    """Remove a call's file and its outcome; what an attempt killed while writing left, too."""
+    outcome_path = path.with_suffix(OUTCOME_SUFFIX)
+    left = [path, outcome_path]
+    if not ended_well:  # the directory is not searched for each call of thousands
+        left.extend(path.parent.glob(f"{outcome_path.name}.*{PART_SUFFIX}"))
+    for file in left:
+        file.unlink(missing_ok=True)
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[Sequence[Any]]) -> list[Any]:

@@ -32,6 +32,7 @@ from mass.callfile import (
     call_bytes,
     process,
     read_outcome,
+    remove_files,
     run_chunk,
     write_whole,
 )
@@ -389,8 +390,7 @@ class Executor(BaseExecutor):
             if self._open.pop(call.future, None) is None:
                 return
         self._tasks_open -= bool(call.task_id)
-        call.path.unlink(missing_ok=True)
-        call.path.with_suffix(OUTCOME_SUFFIX).unlink(missing_ok=True)
+        remove_files(call.path, ended_well=error is None)
         self._notify(call)
         if not call.future.cancelled():
             if error is None:

@@ -75,3 +75,11 @@ def second_time_lucky(path: str) -> str:
     if count == 2:
         os._exit(7)
     return f"after {count}"
+
+
+def leave_part(directory: str) -> None:
+    """Crash as an attempt does that is killed while it writes its outcome."""
+    (path,) = Path(directory).glob("*.call")
+    write_part = path.with_suffix(".outcome").with_name(f"{path.stem}.outcome.{os.getpid()}.part")
+    write_part.write_bytes(b"half")
+    crash()

@@ -101,6 +101,13 @@ def test_ends_that_are_no_return_become_their_errors(pool: mass.Executor) -> Non
     assert "result function cannot be pickled" in str(errors["unpicklable"])
 
 
+def test_attempt_killed_while_writing_leaves_nothing(
+    pool: mass.Executor, tmp_path: Path
+) -> None:
+    error = pool.submit(calls.leave_part, str(tmp_path / "files")).exception(timeout=20)
+    assert type(error) is mass.TaskFailed  # and the fixture looks into the directory
+
+
 def test_out_of_memory_and_time_limit_are_typed(client: mass.Client, tmp_path: Path) -> None:
     with mass.Executor(
         client, directory=tmp_path, mem="48MiB", mem_limit="48MiB", cpus=0.1, requeue=False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -212,21 +214,52 @@ def test_closed_client_says_so(make_client: Any, served: Served) -> None:
         client.get("1")
 
 
-def test_leaving_an_iteration_closes_its_stream(make_client: Any) -> None:
-    left = threading.Event()
+class Watched(FakeController):
+    """Tells of one running task until its watcher has left."""
 
-    class Watched(FakeController):
-        def WatchTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
-            context.add_callback(left.set)
-            yield task_pb2.WatchTasksResponse(task=task("1"))
-            left.wait(10)
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.left = threading.Event(), threading.Event()
 
+    def WatchTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        context.add_callback(self.left.set)
+        yield task_pb2.WatchTasksResponse(task=task("1"))
+        self.begun.set()
+        self.left.wait(10)
+
+
+@pytest.fixture
+def watched() -> Iterator[Served]:
+    """A controller whose watches go on until they are left."""
     served = Served(Watched())
-    try:
-        changes = make_client(served.address).watch(["1"])
-        assert next(changes).state is mass.TaskState.RUNNING
-        assert not left.is_set()
-        changes.close()
-        assert left.wait(5)
-    finally:
-        served.stop()
+    yield served
+    served.stop()
+
+
+def test_leaving_an_iteration_closes_its_stream(make_client: Any, watched: Served) -> None:
+    assert isinstance(watched.fake, Watched)
+    changes = make_client(watched.address).watch(["1"])
+    assert next(changes).state is mass.TaskState.RUNNING
+    assert not watched.fake.left.is_set()
+    changes.close()
+    assert watched.fake.left.wait(5)
+
+
+async def test_cancelled_wait_closes_its_stream(watched: Served) -> None:
+    assert isinstance(watched.fake, Watched)
+    async with mass.AsyncClient(watched.address) as client:
+        waiting = asyncio.create_task(client.wait(["1"]))
+        assert await asyncio.to_thread(watched.fake.begun.wait, 5)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await asyncio.to_thread(watched.fake.left.wait, 5)
+
+
+async def test_awaited_client_serves_many_waits_at_once(served: Served) -> None:
+    for number in range(1, 21):
+        served.fake.story[str(number)] = [task(str(number), "SUCCEEDED")]
+    async with mass.AsyncClient(served.address) as client:
+        tasks = await asyncio.gather(*(client.submit(["true"]) for _ in range(20)))
+        infos = await asyncio.gather(*(one.result(timeout=10) for one in tasks))
+    assert sorted(int(info.id) for info in infos) == list(range(1, 21))

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.configfile import FileRefused, Value, read_file
+from agent.configfile import FileRefused, Value, is_there, read_file
 from agent.metrics import INTERVAL_DEFAULT_NS, METRICS_MAX, NAME, MetricCommand
 
 DEFAULT_FILE = Path("/etc/mass/agent.toml")
@@ -117,6 +117,7 @@ class Given:
     value: Value
     name: str  # for messages: `--memory`, `MASS_AGENT_MEMORY` or `FILE:3: memory`
     origin: str  # for `config dump`: the same without the key
+    folder: Path = Path()  # what a relative path is relative to
 
     @property
     def text(self) -> str:
@@ -164,8 +165,13 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     """
     chosen = _parser().parse_args(argv)
     named = chosen.config or environment.get(FILE_VARIABLE)
-    file = Path(named) if named else DEFAULT_FILE if DEFAULT_FILE.exists() else None
-    given = _given(vars(chosen), environment, file)
+    try:
+        file = Path(named) if named else DEFAULT_FILE if is_there(DEFAULT_FILE) else None
+        in_file = {} if file is None else read_file(file, KEYS)
+    except FileRefused as error:
+        raise SettingRefused(str(error)) from error
+    folder = Path() if file is None else file.absolute().parent
+    given = _given(vars(chosen), environment, in_file, folder)
 
     def text(key: str) -> str | None:
         return given[key].text if key in given else None
@@ -175,31 +181,27 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     if not _NAME.fullmatch(name):
         place = given["name"].name if "name" in given else "--name"
         raise SettingRefused(f"{place} {name!r} must be 1 to 63 letters, digits, '.', '_' and '-'")
-    work_dir, metric_dir = text("work_dir"), text("metric_dir")
     settings = Settings(
         controller=text("controller") or CONTROLLER_DEFAULT,
         name=name,
-        work_dir=Path(work_dir).expanduser().absolute()
-        if work_dir
-        else _work_dir(name, environment),
+        work_dir=_path(given["work_dir"]) if text("work_dir") else _work_dir(name, environment),
         memory_capacity_bytes=_memory(given["memory"]) if "memory" in given else None,
         cpus=_cpus(given["cpus"]) if "cpus" in given else None,
         sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
         metrics=_metrics(given["metric"]) if "metric" in given else (),
-        metric_dir=Path(metric_dir).expanduser().absolute() if metric_dir else None,
+        metric_dir=_path(given["metric_dir"]) if text("metric_dir") else None,
         metric_interval_ns=_metric_interval(given.get("metric_interval")),
     )
     return Config(settings, given, file)
 
 
 def _given(
-    flags: Mapping[str, Value | None], environment: Mapping[str, str], file: Path | None
+    flags: Mapping[str, Value | None],
+    environment: Mapping[str, str],
+    in_file: Mapping[str, tuple[Value, str]],
+    folder: Path,
 ) -> dict[str, Given]:
     """Return what was written for each key, by whoever stands above the others."""
-    try:
-        in_file = {} if file is None else read_file(file, KEYS)
-    except FileRefused as error:
-        raise SettingRefused(str(error)) from error
     given = {}
     for key in KEYS:
         flag, value = "--" + key.replace("_", "-"), flags.get(key)
@@ -211,7 +213,7 @@ def _given(
             given[key] = Given(environment[variable], variable, variable)
         elif key in in_file:
             value, place = in_file[key]
-            given[key] = Given(value, f"{place}: {key}", place)
+            given[key] = Given(value, f"{place}: {key}", place, folder)
     return given
 
 
@@ -287,6 +289,15 @@ def _is_loopback(controller: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # a name: it may be resolved to anything
+
+
+def _path(given: Given) -> Path:
+    try:
+        return (given.folder / Path(given.text).expanduser()).absolute()
+    except RuntimeError as error:
+        raise SettingRefused(
+            f"{given.name} {given.text!r} begins with the home of nobody known"
+        ) from error
 
 
 def _work_dir(name: str, environment: Mapping[str, str]) -> Path:

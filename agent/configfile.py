@@ -61,6 +61,18 @@ _TYPE_WORDS = {
 }
 
 
+def is_there(path: Path) -> bool:
+    """Say whether a file is there.
+
+    Raises:
+        FileRefused: its folder may not be looked into; not to know is not "no".
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise FileRefused(f"{path}: cannot be looked for: {error.strerror}") from None
+
+
 def dump(shown: Mapping[str, tuple[Value | None, str]]) -> str:
     """Return settings as the text of a file, each with a comment that says where it is from."""
     lines = []

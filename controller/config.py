@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from controller.configfile import read_file
+from controller.configfile import is_there, read_file
 from controller.configvalues import (
     Given,
     is_loopback,
@@ -167,7 +167,7 @@ def load_config(
         InvalidRequest: names the place, the value and the bound.
     """
     chosen = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
-    if chosen is None and DEFAULT_FILE.exists():
+    if chosen is None and is_there(DEFAULT_FILE):
         chosen = DEFAULT_FILE
     in_file = {} if chosen is None else read_file(chosen, [s.key for s in SETTINGS])
     values: dict[str, object] = {}

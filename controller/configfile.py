@@ -43,6 +43,18 @@ def read_file(path: Path, keys: Collection[str]) -> dict[str, Given]:
     return given
 
 
+def is_there(path: Path) -> bool:
+    """Say whether a file is there.
+
+    Raises:
+        InvalidRequest: its folder may not be looked into; not to know is not "no".
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be looked for: {error.strerror}") from None
+
+
 def dump(shown: Mapping[str, tuple[object, str]]) -> str:
     """Return settings as the text of a file, each with a comment that says where it is from."""
     lines = []

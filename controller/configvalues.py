@@ -103,7 +103,10 @@ def read_path(given: Given) -> Path:
     """Return a path; `~` is the user's home."""
     if isinstance(given.value, Path):
         return given.value
-    return given.folder / Path(read_text(given)).expanduser()
+    try:
+        return given.folder / Path(read_text(given)).expanduser()
+    except RuntimeError as error:
+        raise given.error("begins with the home of nobody known") from error
 
 
 def read_paths(given: Given) -> tuple[Path, ...]:

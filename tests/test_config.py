@@ -213,3 +213,17 @@ def test_a_reload_may_change_some_settings_and_not_others() -> None:
     after = Settings(webhook="http://x", history_age_ns=DAY_NS, nodes_max=5, data=Path("x"))
     assert changed_keys(before, after) == (["webhook", "history_age"], ["data", "nodes_max"])
     assert changed_keys(before, before) == ([], [])
+
+
+def test_home_of_nobody_and_a_folder_that_is_closed_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InvalidRequest, match="MASS_DATA '~no-such-user/x' begins with the home of"):
+        load_config({}, {"MASS_DATA": "~no-such-user/x"})
+
+    def closed(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(InvalidRequest, match=r"default\.toml: cannot be looked for: Permission"):
+        load_config({}, {})

@@ -45,7 +45,7 @@ def backup(directory: Path, file: Path) -> int:
         StoreError: the file exists, or cannot be written.
     """
     source = directory / "mass.db"
-    if not source.is_file():
+    if not _is_file(source):
         raise StoreDamaged(f"{directory} holds no store of MASS", path=directory)
     with errors_named(source), closing(connect(source, read_only=True)) as connection:
         revision_of(connection, source)
@@ -73,7 +73,7 @@ def restore(file: Path, directory: Path, *, force: bool = False) -> Restored:
         StoreTooNew: a newer version wrote it.
         StoreError: the directory has a store and `force` is not given, or cannot be written.
     """
-    if not file.is_file():
+    if not _is_file(file):
         raise StoreError(f"{file} is no file", path=file)
     claim = DataDirectory(directory)
     try:
@@ -95,9 +95,18 @@ def restore(file: Path, directory: Path, *, force: bool = False) -> Restored:
             raise
         _give_to_owner(directory)
         _sync_directory(directory)
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be changed: {error}", path=directory) from error
     finally:
         claim.release()
     return Restored(revision, revision < HEAD_REVISION, aside, next_task_id)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a folder that may not be looked into, as a service's own
+        raise StoreError(f"{path} cannot be read: {error.strerror}", path=path) from error
 
 
 def _copy_checked(file: Path, fresh: Path) -> tuple[str, int]:

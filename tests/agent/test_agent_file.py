@@ -122,3 +122,12 @@ def test_check_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "config needs one of: check, dump" in capsys.readouterr().err
     assert main(["install", "--systemd", "--print"]) == EXIT_OK
     assert "Delegate=yes\n" in capsys.readouterr().out
+
+
+def test_path_in_a_file_is_relative_to_its_folder(tmp_path: Path) -> None:
+    settings = parse_settings(["--config", write(tmp_path, 'work_dir = "work"')], {})
+    assert settings.work_dir == tmp_path / "work"
+    flags = ["--config", write(tmp_path, 'work_dir = "~"'), "--work-dir", "here"]
+    assert parse_settings(flags, {}).work_dir == Path.cwd() / "here"
+    with pytest.raises(SettingRefused, match="--work-dir '~no-such-user' begins with the home of"):
+        parse_settings(["--work-dir", "~no-such-user"], {})

@@ -154,7 +154,7 @@ def alert_view(alert: Alert) -> types_pb2.Alert:
     return message
 
 
-def rule_view(rule: Rule, holding_nodes: int) -> rule_pb2.Rule:
+def rule_view(rule: Rule, holding_nodes: int, known_nodes: int) -> rule_pb2.Rule:
     """Return a rule in force."""
     return rule_pb2.Rule(
         name=rule.name,
@@ -165,6 +165,9 @@ def rule_view(rule: Rule, holding_nodes: int) -> rule_pb2.Rule:
         annotations=dict(rule.annotations),
         blocks_placement=rule.blocks_placement,
         holding_nodes=holding_nodes,
+        scope=rule.scope.value,
+        keep_firing=duration(rule.keep_firing_ns),
+        known_nodes=known_nodes,
     )
 
 

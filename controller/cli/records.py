@@ -181,6 +181,9 @@ def rule_record(rule: rule_pb2.Rule) -> Record:
         "annotations": dict(sorted(rule.annotations.items())),
         "blocks_placement": rule.blocks_placement,
         "holding_nodes": rule.holding_nodes,
+        "known_nodes": rule.known_nodes,
+        "scope": rule.scope,
+        "keep_firing_seconds": _seconds(rule.keep_firing),
     }
 
 

@@ -20,7 +20,7 @@ from controller.cli.units import format_duration
 
 app = new_group("Check rules files, and look at the rules in force.")
 
-RULE_COLUMNS = ("RULE", "FOR", "BLOCKS", "HOLDING", "EXPRESSION")
+RULE_COLUMNS = ("RULE", "SCOPE", "FOR", "BLOCKS", "HOLDING", "EXPRESSION")
 
 
 @app.command("check")
@@ -48,7 +48,7 @@ def list_rules(
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """List the rules in force and on how many nodes each holds."""
+    """List the rules in force, and on how many of the nodes with data each holds."""
     with open_session(controller, insecure, output) as session:
         from controller.cli.records import rule_record
 
@@ -59,9 +59,13 @@ def list_rules(
         rows = [
             [
                 record["name"],
+                record["scope"],
                 format_duration(record["hold_seconds"]),
                 "placement" if record["blocks_placement"] else "-",
-                str(record["holding_nodes"]),
+                # Nothing is known where no node has data: that is not the same as holding nowhere.
+                f"{record['holding_nodes']}/{record['known_nodes']}"
+                if record["known_nodes"]
+                else "NO_DATA",
                 record["expression"],
             ]
             for record in records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from mass.v1 import (
     alert_pb2,
     alert_pb2_grpc,
@@ -115,12 +114,15 @@ class RuleService(rule_pb2_grpc.RuleServiceServicer):
         """Return a page of rules; the token is the number of rules to skip."""
         start, end, token = _slice(request, len(self._engine.cluster.rules.rules))
         displayed = self._engine.scheduler.displayed
-        holding: dict[str, int] = {}
+        counts: dict[str, tuple[int, int]] = {}
         if displayed is not None:
-            holding = {r.rule.name: int(np.count_nonzero(r.holds)) for r in displayed.rules}
+            counts = {
+                result.rule.name: (int(result.holds.sum()), int(result.known.sum()))
+                for result in displayed.rules
+            }
         rules = self._engine.cluster.rules.rules[start:end]
         return rule_pb2.ListRulesResponse(
-            rules=[views.rule_view(rule, holding.get(rule.name, 0)) for rule in rules],
+            rules=[views.rule_view(rule, *counts.get(rule.name, (0, 0))) for rule in rules],
             next_page_token=token,
         )
 

@@ -129,13 +129,21 @@ def test_pool_is_shown_with_who_uses_it(mass: Mass, fake: FakeController) -> Non
 
 def test_rules_in_force_are_listed(mass: Mass, fake: FakeController) -> None:
     rule = rule_pb2.Rule(
-        name="Full", group="memory", expression="mem_percent > 95", blocks_placement=True
+        name="Full",
+        group="memory",
+        expression="mem_percent > 95",
+        blocks_placement=True,
+        scope="node",
+        holding_nodes=2,
+        known_nodes=5,
     )
     rule.hold.FromSeconds(90)
-    fake.rules = [rule]
+    own = rule_pb2.Rule(name="Own", group="own", expression="metric1 > 80", scope="node")
+    fake.rules = [rule, own]
     assert mass("rules", "list").out.splitlines()[1].split() == [
-        "Full", "1m30s", "placement", "0", "mem_percent", ">", "95",
+        "Full", "node", "1m30s", "placement", "2/5", "mem_percent", ">", "95",
     ]  # fmt: skip
+    assert "NO_DATA" in mass("rules", "list").out.splitlines()[2]
     assert mass("rules", "list", "-o", "json").json[0]["hold_seconds"] == 90.0
 
 

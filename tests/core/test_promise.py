@@ -132,6 +132,14 @@ def test_tasks_of_a_neighbour_are_not_foreign_and_are_charged_to_the_machine() -
     assert promises.promise.tolist() == [left, left]
 
 
+def test_newest_sample_without_memory_does_not_speak_for_the_machine() -> None:
+    told = Row(0, 8 * GIB, 3 * GIB, 6 * GIB, reserved=0, used=0, sampled_at=1)
+    mute = Row(0, 8 * GIB, 0, 6 * GIB, reserved=0, used=0, sampled_at=2, measured=False)
+    promises = compute(view([told, mute]), DEFAULT_LIMITS)
+    assert promises.foreign.tolist() == [5 * GIB, 5 * GIB]
+    assert promises.promise[1] == 0
+
+
 def test_capacity_is_what_the_agent_declares_or_what_the_system_leaves() -> None:
     assert capacity_bytes(8 * GIB, 3 * GIB, DEFAULT_LIMITS) == 3 * GIB
     assert capacity_bytes(100 * GIB, None, DEFAULT_LIMITS) == 95 * GIB

@@ -154,6 +154,40 @@ def test_withdrawn_assignment_waits_and_is_placed_when_there_is_room() -> None:
         assert world.states(1) == ["ASSIGNED"]
 
 
+def overtaken(world: Harness, nodes: int, big: int) -> None:
+    """Have small tasks overtake big ones, each of which wants a whole node, for long enough."""
+    for number in range(nodes):
+        world.ready(f"n{number}", capacity="4GiB", cpus=64)
+    world.submit(*[spec("3GiB")] * nodes)
+    for number in range(big):  # of different shapes: each stands in a line of its own
+        world.submit(spec((4 << 30) - number))
+        world.submit(spec("256MiB"))
+    world.now_ns += 31_000_000_000
+    for number in range(nodes):
+        world.sample(f"n{number}", cycle=False)
+    world.cycle()
+
+
+def test_at_most_a_quarter_of_the_nodes_is_kept_free() -> None:
+    with Harness() as world:
+        overtaken(world, nodes=8, big=4)
+        assert len(world.cluster.overtaken_since_ns) == 4
+        assert len(set(world.cluster.kept_slots.values())) == len(world.cluster.kept_slots) == 2
+
+
+def test_node_that_cannot_take_the_task_any_more_is_not_kept() -> None:
+    with Harness() as world:
+        overtaken(world, nodes=1, big=1)
+        assert list(world.cluster.kept_slots.values()) == [0]
+        world.cordon("n0")
+        assert world.cluster.kept_slots == {}
+        world.uncordon("n0")
+        assert list(world.cluster.kept_slots.values()) == [0]
+        # Others take 4 GiB of the machine for good: it would wait for ever.
+        world.sample("n0", used="5GiB")
+        assert world.cluster.kept_slots == {}
+
+
 def test_bound_of_running_tasks_is_kept() -> None:
     assert SMALL.tasks_running_max == 64
     with Harness() as world:

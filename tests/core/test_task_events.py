@@ -121,6 +121,17 @@ def test_each_attempt_keeps_its_own_peak_and_the_task_the_largest() -> None:
         assert world.task(1).memory_peak_bytes == 3 << 30
 
 
+def test_task_that_waits_again_has_neither_node_nor_limit() -> None:
+    with Harness() as world:
+        world.ready("n1", capacity="1GiB")
+        world.submit(spec("1GiB", limit="2GiB", retries=1))
+        world.cordon("n1")
+        world.ended(1, exit_code=1)
+        again = world.task(1)
+        assert (again.state, again.attempt) == (TaskState.PENDING, 1)
+        assert (again.node_id, again.instance_id, again.memory_limit_bytes) == ("", "", None)
+
+
 def test_lost_attempt_is_kept_without_the_end_of_an_earlier_one() -> None:
     with Harness() as world:
         world.ready("n1")

@@ -38,20 +38,20 @@ class Notices:
 
     def __init__(self, webhook: str | None) -> None:
         """Raises InvalidRequest when the webhook cannot be posted to."""
-        self._notifier = Notifier(webhook)
+        self.notifier = Notifier(webhook)
 
     def notify(self, alert: Alert) -> None:
         """Hand a notice to the present notifier."""
-        self._notifier.notify(alert)
+        self.notifier.notify(alert)
 
     def replace(self, notifier: Notifier) -> Notifier:
         """Make another one the present one and return the one before; the caller closes it."""
-        before, self._notifier = self._notifier, notifier
+        before, self.notifier = self.notifier, notifier
         return before
 
     async def close(self) -> None:
         """Close the present one."""
-        await self._notifier.close()
+        await self.notifier.close()
 
 
 class Reloader:

@@ -37,18 +37,18 @@ def list_alerts(
             print_table(ALERT_COLUMNS, [alert_row(alert) for alert in alerts])
 
 
-ALERT_COLUMNS = ("ALERT", "NODE", "STATE", "VALUE", "SINCE", "SUMMARY")
+ALERT_COLUMNS = ("ALERT", "ON", "STATE", "VALUE", "SINCE", "SUMMARY")
 
 
 def alert_row(alert: Alert) -> list[str]:
     """Return an alert's cells for ALERT_COLUMNS."""
-    from controller.cli.records import alert_record, alert_state
+    from controller.cli.records import alert_record, alert_state, alert_subject
 
     record = alert_record(alert)
     since = record["resolved_at"] or record["fired_at"] or record["active_at"] or "-"
     return [
         alert.name,
-        alert.node_id,
+        alert_subject(alert),
         alert_state(alert),
         f"{alert.value:.6g}",
         since,

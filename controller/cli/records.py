@@ -155,6 +155,14 @@ def node_record(node: types_pb2.Node) -> Record:
     }
 
 
+def alert_subject(alert: types_pb2.Alert) -> str:
+    """Return what an alert is about: `n1`, `task 12 on n1` or `the cluster`."""
+    if not alert.node_id:
+        return "the cluster"
+    task = alert.labels.get("task", "")
+    return f"task {task} on {alert.node_id}" if task else alert.node_id
+
+
 def alert_record(alert: types_pb2.Alert) -> Record:
     """Return an alert as JSON shows it."""
     return {

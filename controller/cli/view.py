@@ -15,7 +15,7 @@ from mass.v1 import memory_pb2, types_pb2
 
 from controller.cli.alerts import ALERT_COLUMNS, alert_row
 from controller.cli.output import printable
-from controller.cli.records import alert_state, node_pressure, node_state, task_state
+from controller.cli.records import alert_state, alert_subject, node_pressure, node_state, task_state
 from controller.cli.tasks import TASK_COLUMNS, task_row
 from controller.cli.units import format_size
 
@@ -98,7 +98,7 @@ class PlainScreen:
         tasks = {task.id: task_line(task) for task in reversed(results.tasks)}
         self._write_changes(self._task_lines, tasks)
         self._task_lines = tasks
-        alerts = {(alert.name, alert.node_id): alert_line(alert) for alert in results.alerts}
+        alerts = {(alert.name, alert_subject(alert)): alert_line(alert) for alert in results.alerts}
         self._write_changes(self._alert_lines, alerts)
         self._alert_lines = alerts
 
@@ -201,7 +201,7 @@ def alert_line(alert: types_pb2.Alert) -> str:
     """Return one line for where an alert is; its value is left out, since it moves all the time."""
     summary = alert.annotations.get("summary", "")
     text = f": {summary}" if summary and not alert.HasField("resolved_at") else ""
-    return f"alert {alert.name} on {alert.node_id} {alert_state(alert)}{text}"
+    return f"alert {alert.name} on {alert_subject(alert)} {alert_state(alert)}{text}"
 
 
 def pool_line(pool: memory_pb2.Pool) -> str:

@@ -91,7 +91,7 @@ def test_cordon_carries_the_reason(mass: Mass, fake: FakeController) -> None:
 def test_alerts_are_a_table_and_an_array(mass: Mass, fake: FakeController) -> None:
     fake.alerts = [alert("NodeMemoryHigh", "n1")]
     header, row = mass("alert", "list").out.splitlines()
-    assert header.split() == ["ALERT", "NODE", "STATE", "VALUE", "SINCE", "SUMMARY"]
+    assert header.split() == ["ALERT", "ON", "STATE", "VALUE", "SINCE", "SUMMARY"]
     assert row.split(maxsplit=5) == [
         "NodeMemoryHigh", "n1", "FIRING", "91", "2023-11-14T22:13:20Z", "n1 is at 91 %",
     ]  # fmt: skip
@@ -108,6 +108,14 @@ def test_alerts_are_a_table_and_an_array(mass: Mass, fake: FakeController) -> No
             "resolved_at": None,
         }
     ]
+
+
+def test_alerts_say_what_they_are_on(mass: Mass, fake: FakeController) -> None:
+    task = types_pb2.Alert(name="Big", node_id="n1", labels={"node": "n1", "task": "12"})
+    fake.alerts = [task, types_pb2.Alert(name="Short")]
+    _, first, second = mass("alert", "list").out.splitlines()
+    assert first.startswith("Big    task 12 on n1")
+    assert second.startswith("Short  the cluster")
 
 
 def test_empty_lists_are_empty_arrays(mass: Mass) -> None:

@@ -17,15 +17,15 @@ from agent.lifecycle import Lifecycle
 from controller.core import node_events, task_events
 from controller.core.cluster import Cluster
 from controller.core.commands import Command, SaveSubmission
-from controller.core.events import AttemptEnded, AttemptStarted, TasksSubmitted
-from controller.core.model import Task, TaskState
+from controller.core.events import AttemptEnded, AttemptStarted, Event
+from controller.core.model import PLACED_STATES, Task, TaskState
+from controller.core.scheduler import Scheduler
 from controller.engine import Engine
 
 Fault = tuple[Any, str, Any]  # what is replaced where, and by what
 
 _carry_out = Engine._carry_out
-_fenced = task_events._fenced
-_on_tasks_submitted = task_events.on_tasks_submitted
+_handle = Scheduler.handle
 _release = Cluster.release
 _settle = node_events.settle
 
@@ -36,19 +36,18 @@ async def _send_before_save(engine: Engine, commands: list[Command]) -> None:
         await _carry_out(engine, commands)
 
 
-def _fenced_without_attempt(
-    cluster: Cluster, event: AttemptStarted | AttemptEnded
-) -> Task | None:
-    return cluster.tasks.get(event.task_id) if event.task_id in cluster.reservations else None
+def _fence_removed(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | None:
+    task = cluster.tasks.get(event.task_id)
+    return task if task is not None and task.state in PLACED_STATES else None
+
+
+def _submission_not_saved(scheduler: Scheduler, event: Event) -> tuple[Command, ...]:
+    commands = _handle(scheduler, event)
+    return tuple(command for command in commands if not isinstance(command, SaveSubmission))
 
 
 def _sent_to_any_instance(task: Task, instance_id: str) -> bool:
     return task.state is TaskState.ASSIGNED
-
-
-def _submission_not_saved(cluster: Cluster, event: TasksSubmitted) -> list[Command]:
-    commands = _on_tasks_submitted(cluster, event)
-    return [command for command in commands if not isinstance(command, SaveSubmission)]
 
 
 def _reservation_kept(cluster: Cluster, task_id: int) -> None:
@@ -68,17 +67,13 @@ def _nothing_recovered(lifecycle: Lifecycle, ended: object) -> None:
 
 FAULTS: dict[str, Fault] = {
     "words are sent before they are saved": (Engine, "_carry_out", _send_before_save),
-    "an old attempt's report passes the fence": (task_events, "_fenced", _fenced_without_attempt),
+    "an old attempt's report passes the fence": (task_events, "_fenced", _fence_removed),
     "an assignment is sent to another agent process": (
         node_events,
         "_never_arrived",
         _sent_to_any_instance,
     ),
-    "the answer to a submit is not saved": (
-        task_events,
-        "on_tasks_submitted",
-        _submission_not_saved,
-    ),
+    "the answer to a submit is not saved": (Scheduler, "handle", _submission_not_saved),
     "a reservation is not released": (Cluster, "release", _reservation_kept),
     "a late hello is believed": (node_events, "settle", _every_hello_believed),
     "attempts are given up before their lease": (

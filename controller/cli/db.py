@@ -99,6 +99,8 @@ def restore_store(
 
 
 def _directory(data: Path | None, config: Path | None) -> Path:
+    if data is not None:  # a mistake in the configuration must not stand in a restore's way
+        return data
     from controller.config import load_config
 
-    return load_config({"data": data}, os.environ, config).settings.data
+    return load_config({}, os.environ, config).settings.data

@@ -109,7 +109,9 @@ def test_store_is_copied_and_put_back(mass: Mass, tmp_path: Path) -> None:
     assert done.out.startswith(f"the store in {data} was copied to {file}, ")
     refused = mass("db", "restore", str(file), "--data", str(data), "-o", "json")
     assert (refused.code, refused.error["reason"]) == (1, "STORE_FAILED")
-    done = mass("db", "restore", str(file), "--data", str(data), "--force")
+    broken = write(tmp_path, "nodes_max = 0")
+    assert mass("db", "upgrade", "--config", broken).code == 2
+    done = mass("db", "restore", str(file), "--config", broken, "--data", str(data), "--force")
     assert done.out.splitlines() == [
         f"{file} was restored to {data}; new tasks begin at id 1000002",
         f"the store that was there is {data / 'mass-replaced-1.db'}",

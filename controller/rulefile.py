@@ -8,28 +8,34 @@ metrics of one's own that it names, so that it can be read alone.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import yaml
 
-from controller.core.errors import MassError
 from controller.core.expression_text import ExpressionError, did_you_mean, duration_ns
-from controller.core.expressions import Expression, parse
+from controller.core.expressions import Expression
 from controller.core.limits import DEFAULT_LIMITS, Limits
-from controller.core.metrics import CUSTOM_METRICS_MAX, Scope
+from controller.core.metrics import Scope
 from controller.core.rules import Rule, RuleSet
 from controller.core.templates import template_problem
-from controller.core.vocabulary import custom_problem, vocabulary
+from controller.rulefile_parts import (
+    Loaded,
+    Place,
+    RuleFileError,
+    Words,
+    expression_error,
+    name_problem,
+)
+from controller.rulefile_python import read_python
+
+__all__ = ["RULE_KEYS", "RuleFileError", "default_rules", "load_rules"]
 
 FILE_KEYS = ("groups", "metrics")
 GROUP_KEYS = ("name", "interval", "rules")
 RULE_KEYS = (
     "alert", "expr", "scope", "for", "keep_firing_for", "labels", "annotations", "placement",
 )  # fmt: skip
-ENTRY_KEYS = ("expression", "alert")  # of a Python file
 # The labels that MASS sets on the alerts of each scope.
 OWN_LABELS = {
     Scope.NODE: ("alertname", "node"),
@@ -37,17 +43,10 @@ OWN_LABELS = {
     Scope.TASK: ("alertname", "node", "task"),
 }
 _DECLARE = "; if it is your own, declare it under metrics: [{}]"
-_DECLARE_PYTHON = "; if it is your own, declare it in METRICS = ['{}']"
 TEXT_LENGTH_MAX = 2_000  # of one annotation; every alert carries its own copy
 ENTRIES_MAX = 32  # labels or annotations of one rule
 
 _DEFAULT_FILE = Path(__file__).with_name("default_rules.yaml")
-
-
-class RuleFileError(MassError):
-    """A rule file cannot be used; the message says where and why. Do not retry it unchanged."""
-
-    reason = "INVALID_RULES"
 
 
 def load_rules(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> RuleSet:
@@ -57,7 +56,7 @@ def load_rules(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> 
         RuleFileError: a file cannot be read, is too large, or says what no rule may say; an
             alert name occurs twice; there are more than limits.rules_max rules.
     """
-    loaded = _Loaded(limits)
+    loaded = Loaded(limits)
     for path in paths:
         _read_file(Path(path), loaded)
     return RuleSet(tuple(loaded.rules), tuple(loaded.metrics))
@@ -68,56 +67,9 @@ def default_rules() -> RuleSet:
     return load_rules([_DEFAULT_FILE])
 
 
-@dataclass(slots=True)
-class _Loaded:
-    """The rules read so far."""
-
-    limits: Limits
-    rules: list[Rule] = field(default_factory=list)
-    seen: dict[str, str] = field(default_factory=dict)  # alert name: FILE:LINE
-    metrics: dict[str, None] = field(default_factory=dict)  # declared, in their order
-
-    def declare(self, name: str, place: _Place) -> None:
-        problem = custom_problem(name)
-        if problem:
-            raise place.error(problem)
-        self.metrics[name] = None
-        if len(self.metrics) > CUSTOM_METRICS_MAX:
-            raise place.error(f"more than {CUSTOM_METRICS_MAX} metrics are declared")
-
-    def add(self, rule: Rule, place: _Place) -> None:
-        first = self.seen.get(rule.name)
-        if first is not None:
-            # An alert is known by its name and its node, so a name stands for one rule.
-            raise place.error(f"the alert name is taken by the rule at {first}")
-        if len(self.rules) >= self.limits.rules_max:
-            raise place.error(f"more than {self.limits.rules_max:,} rules")
-        self.seen[rule.name] = place.where
-        self.rules.append(rule)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where in which file something stands, for messages."""
-
-    file: str
-    line: int = 0
-    path: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-    def at(self, node: yaml.Node, *path: str) -> _Place:
-        return _Place(self.file, node.start_mark.line + 1, self.path + path)
-
-    def error(self, problem: str) -> RuleFileError:
-        return RuleFileError(": ".join(filter(None, (self.where, ", ".join(self.path), problem))))
-
-
-def _read_file(path: Path, loaded: _Loaded) -> None:
-    place, bytes_max = _Place(str(path)), loaded.limits.rule_file_bytes_max
-    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".py": _read_python}
+def _read_file(path: Path, loaded: Loaded) -> None:
+    place, bytes_max = Place(str(path)), loaded.limits.rule_file_bytes_max
+    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".py": read_python}
     reader = readers.get(path.suffix)
     if reader is None:
         raise place.error("the name of a rule file ends in .yaml, .yml or .py")
@@ -132,7 +84,7 @@ def _read_file(path: Path, loaded: _Loaded) -> None:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _Place(place.file, line).error("the text is not UTF-8") from None
+        raise Place(place.file, line).error("the text is not UTF-8") from None
     if not text.strip():
         raise place.error("the file is empty; a rule file holds at least one rule")
     reader(text, place, loaded)
@@ -141,17 +93,17 @@ def _read_file(path: Path, loaded: _Loaded) -> None:
 # YAML
 
 
-def _read_yaml(text: str, place: _Place, loaded: _Loaded) -> None:
+def _read_yaml(text: str, place: Place, loaded: Loaded) -> None:
     try:
         # Nodes with their marks; no object is made of them. Not the C loader: it is ten times as
         # quick, but a file of nothing but '[' overruns its stack and ends the process.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = _Place(place.file, mark.line + 1 if mark else 0)
+        where = Place(place.file, mark.line + 1 if mark else 0)
         raise where.error(f"this is not YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
-        where = _Place(place.file, text.count("\n", 0, error.position) + 1)
+        where = Place(place.file, text.count("\n", 0, error.position) + 1)
         raise where.error("this is not YAML: a control character is not allowed") from None
     except RecursionError:
         raise place.error("the YAML nests too deep") from None
@@ -160,25 +112,13 @@ def _read_yaml(text: str, place: _Place, loaded: _Loaded) -> None:
     top = _mapping(root, place.at(root), FILE_KEYS)
     if "groups" not in top:
         raise place.at(root).error("the key 'groups' is missing")
-    words = _Words(_DECLARE, _metrics(top.get("metrics"), place, loaded))
+    words = Words(_DECLARE, _metrics(top.get("metrics"), place, loaded))
     names: set[str] = set()
     for node in _sequence(top["groups"], place.at(top["groups"]), "groups"):
         _read_group(node, place.at(node), names, words, loaded)
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """What the expressions of one file may name."""
-
-    hint: str
-    metrics: tuple[str, ...]
-
-    def parse(self, text: str, scope: Scope) -> Expression:
-        """Raises ExpressionError."""
-        return parse(text, vocabulary(scope, self.metrics, self.hint))
-
-
-def _metrics(node: yaml.Node | None, place: _Place, loaded: _Loaded) -> tuple[str, ...]:
+def _metrics(node: yaml.Node | None, place: Place, loaded: Loaded) -> tuple[str, ...]:
     if node is None:
         return ()
     names: list[str] = []
@@ -192,7 +132,7 @@ def _metrics(node: yaml.Node | None, place: _Place, loaded: _Loaded) -> tuple[st
 
 
 def _read_group(
-    node: yaml.Node, place: _Place, names: set[str], words: _Words, loaded: _Loaded
+    node: yaml.Node, place: Place, names: set[str], words: Words, loaded: Loaded
 ) -> None:
     keys = _mapping(node, place, GROUP_KEYS, naming=("name", "group"))
     if "name" not in keys:
@@ -211,7 +151,7 @@ def _read_group(
 
 
 def _read_rule(
-    node: yaml.Node, group_place: _Place, group: str, words: _Words, loaded: _Loaded
+    node: yaml.Node, group_place: Place, group: str, words: Words, loaded: Loaded
 ) -> None:
     place = group_place.at(node)
     keys = _mapping(node, place, RULE_KEYS, naming=("alert", "rule"))
@@ -238,7 +178,7 @@ def _read_rule(
 
 def _mapping(
     node: yaml.Node,
-    place: _Place,
+    place: Place,
     known: Collection[str] = (),
     naming: tuple[str, str] | None = None,
 ) -> dict[str, yaml.Node]:
@@ -266,7 +206,7 @@ def _mapping(
     return entries
 
 
-def _sequence(node: yaml.Node, place: _Place, key: str) -> list[yaml.Node]:
+def _sequence(node: yaml.Node, place: Place, key: str) -> list[yaml.Node]:
     if not isinstance(node, yaml.SequenceNode):
         raise place.error(f"'{key}' is a list, not {_kind(node)}")
     if not node.value:
@@ -275,7 +215,7 @@ def _sequence(node: yaml.Node, place: _Place, key: str) -> list[yaml.Node]:
     return items
 
 
-def _text(node: yaml.Node, place: _Place, key: str) -> str:
+def _text(node: yaml.Node, place: Place, key: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise place.at(node).error(f"'{key}' is a text, not {_kind(node)}")
     value: str = node.value
@@ -284,18 +224,12 @@ def _text(node: yaml.Node, place: _Place, key: str) -> str:
     return value
 
 
-def _name(node: yaml.Node, place: _Place, key: str, limits: Limits) -> str:
+def _name(node: yaml.Node, place: Place, key: str, limits: Limits) -> str:
     value = _text(node, place, key)
-    problem = _name_problem(value, limits)
+    problem = name_problem(value, limits)
     if problem:
         raise place.at(node).error(f"'{key}' {problem}")
     return value
-
-
-def _name_problem(name: str, limits: Limits) -> str:
-    if len(name) > limits.name_length_max:
-        return f"has {len(name):,} characters, at most {limits.name_length_max} are allowed"
-    return "" if name.isprintable() else "has characters that cannot be printed"
 
 
 def _kind(node: yaml.Node) -> str:
@@ -304,7 +238,7 @@ def _kind(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
-def _duration_ns(node: yaml.Node | None, place: _Place, key: str) -> int:
+def _duration_ns(node: yaml.Node | None, place: Place, key: str) -> int:
     """Return a duration; 0 where there is none."""
     if node is None:
         return 0
@@ -317,7 +251,7 @@ def _duration_ns(node: yaml.Node | None, place: _Place, key: str) -> int:
     return duration
 
 
-def _expression(node: yaml.Node, place: _Place, words: _Words, scope: Scope) -> Expression:
+def _expression(node: yaml.Node, place: Place, words: Words, scope: Scope) -> Expression:
     text = _text(node, place, "expr")
     block = isinstance(node, yaml.ScalarNode) and node.style == "|"
     try:
@@ -325,14 +259,10 @@ def _expression(node: yaml.Node, place: _Place, words: _Words, scope: Scope) -> 
     except ExpressionError as error:
         # The lines of a block begin below its sign; what is folded has one line only.
         line = node.start_mark.line + 1 + (error.line if block else 0)
-        raise _expression_error(_Place(place.file, line, place.path), "expr", error) from None
+        raise expression_error(Place(place.file, line, place.path), "expr", error) from None
 
 
-def _expression_error(place: _Place, key: str, error: ExpressionError) -> RuleFileError:
-    return place.error(f"'{key}', column {error.column}: {error.problem}\n{error.shown}")
-
-
-def _labels(node: yaml.Node | None, place: _Place, limits: Limits) -> dict[str, str]:
+def _labels(node: yaml.Node | None, place: Place, limits: Limits) -> dict[str, str]:
     labels: dict[str, str] = {}
     for key, value in _entries(node, place, "labels").items():
         text = _text(value, place, key)
@@ -350,7 +280,7 @@ def _labels(node: yaml.Node | None, place: _Place, limits: Limits) -> dict[str, 
     return labels
 
 
-def _annotations(node: yaml.Node | None, place: _Place, labels: Collection[str]) -> dict[str, str]:
+def _annotations(node: yaml.Node | None, place: Place, labels: Collection[str]) -> dict[str, str]:
     annotations: dict[str, str] = {}
     for key, value in _entries(node, place, "annotations").items():
         text = _text(value, place, key)
@@ -366,7 +296,7 @@ def _annotations(node: yaml.Node | None, place: _Place, labels: Collection[str])
     return annotations
 
 
-def _entries(node: yaml.Node | None, place: _Place, key: str) -> dict[str, yaml.Node]:
+def _entries(node: yaml.Node | None, place: Place, key: str) -> dict[str, yaml.Node]:
     if node is None:
         return {}
     entries = _mapping(node, place.at(node, key))
@@ -380,7 +310,7 @@ def _entries(node: yaml.Node | None, place: _Place, key: str) -> dict[str, yaml.
     return entries
 
 
-def _scope(node: yaml.Node | None, place: _Place) -> Scope:
+def _scope(node: yaml.Node | None, place: Place) -> Scope:
     if node is None:
         return Scope.NODE
     text = _text(node, place, "scope")
@@ -391,7 +321,7 @@ def _scope(node: yaml.Node | None, place: _Place) -> Scope:
     return Scope(text)
 
 
-def _blocks_placement(node: yaml.Node | None, place: _Place, scope: Scope) -> bool:
+def _blocks_placement(node: yaml.Node | None, place: Place, scope: Scope) -> bool:
     if node is None:
         return False
     if scope is Scope.TASK:
@@ -400,116 +330,3 @@ def _blocks_placement(node: yaml.Node | None, place: _Place, scope: Scope) -> bo
     if text != "block":
         raise place.at(node).error(f"'placement' can only be 'block', not '{text[:40]}'")
     return True
-
-
-# Python
-
-
-def _read_python(text: str, place: _Place, loaded: _Loaded) -> None:
-    assigned = _assignments(text, place)
-    if "RULES" not in assigned:
-        raise place.error("RULES = [...] is missing")
-    words = _Words(_DECLARE_PYTHON, _python_metrics(assigned.get("METRICS"), place, loaded))
-    rules = assigned["RULES"]
-    if not isinstance(rules, ast.List | ast.Tuple):
-        raise _Place(place.file, rules.lineno).error("RULES is a list of {...} entries")
-    if not rules.elts:
-        raise _Place(place.file, rules.lineno).error("RULES is an empty list")
-    for number, element in enumerate(rules.elts, start=1):
-        entry_place = _Place(place.file, element.lineno, (f"rule {number}",))
-        entry = _entry(element, entry_place, loaded.limits)
-        _add_entry(entry, Path(place.file).stem, entry_place, words, loaded)
-
-
-def _assignments(text: str, place: _Place) -> dict[str, ast.expr]:
-    """Return what the file assigns to RULES, METRICS and INTERVAL; nothing else may be there."""
-    assigned: dict[str, ast.expr] = {}
-    for index, statement in enumerate(_statements(text, place)):
-        here = _Place(place.file, statement.lineno)
-        match statement:
-            case ast.Expr(value=ast.Constant(value=str())) if index == 0:
-                continue
-            case ast.Assign(targets=[ast.Name(id="RULES" | "METRICS" | "INTERVAL" as name)]):
-                if name in assigned:
-                    raise here.error(f"{name} is assigned twice")
-                assigned[name] = statement.value
-            case _:
-                raise here.error(
-                    "a rule file holds only RULES = [...], METRICS = [...] and INTERVAL = seconds"
-                )
-        seconds = _literal(assigned.get("INTERVAL", ast.Constant(1)))
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
-            raise here.error("INTERVAL is a number of seconds above 0")
-    return assigned
-
-
-def _python_metrics(node: ast.expr | None, place: _Place, loaded: _Loaded) -> tuple[str, ...]:
-    """Return the names of METRICS = ['NAME', ...]."""
-    if node is None:
-        return ()
-    if not isinstance(node, ast.List | ast.Tuple):
-        raise _Place(place.file, node.lineno).error("METRICS is a list of names in quotes")
-    names: list[str] = []
-    for element in node.elts:
-        here = _Place(place.file, element.lineno)
-        name = _literal(element)
-        if not isinstance(name, str):
-            raise here.error("METRICS is a list of names in quotes")
-        if name in names:
-            raise here.error(f"the metric '{name}' is declared twice")
-        loaded.declare(name, here)
-        names.append(name)
-    return tuple(names)
-
-
-def _statements(text: str, place: _Place) -> Sequence[ast.stmt]:
-    try:
-        return ast.parse(text).body
-    except SyntaxError as error:
-        where = _Place(place.file, error.lineno or 0)
-        raise where.error(f"this is not Python: {error.msg}") from None
-    except (ValueError, MemoryError, RecursionError):
-        raise place.error("this is not Python, or nests too deep") from None
-
-
-def _entry(node: ast.expr, place: _Place, limits: Limits) -> dict[str, str]:
-    """Return one {'expression': ..., 'alert': ...}."""
-    if not isinstance(node, ast.Dict):
-        raise place.error("an entry is {'expression': ..., 'alert': ...}")
-    entry: dict[str, str] = {}
-    for key_node, value_node in zip(node.keys, node.values, strict=True):
-        here = _Place(place.file, value_node.lineno, place.path)
-        key = _literal(key_node)
-        if key not in ENTRY_KEYS:
-            shown = str(key)[:64]
-            hint = did_you_mean(shown, ENTRY_KEYS) or f"; there are {', '.join(ENTRY_KEYS)}"
-            raise here.error(f"unknown key '{shown}'{hint}")
-        value = _literal(value_node)
-        if not isinstance(value, str) or not value.strip():
-            raise here.error(f"'{key}' is a text in quotes")
-        if key in entry:
-            raise here.error(f"the key '{key}' is there twice")
-        entry[str(key)] = value
-    for key in ENTRY_KEYS:
-        if key not in entry:
-            raise place.error(f"the key '{key}' is missing")
-    problem = _name_problem(entry["alert"], limits)
-    if problem:
-        raise place.error(f"'alert' {problem}")
-    return entry
-
-
-def _literal(node: ast.expr | None) -> object:
-    """Return what a plain text says, None for anything else."""
-    return ast.literal_eval(node) if isinstance(node, ast.Constant) else None
-
-
-def _add_entry(
-    entry: dict[str, str], group: str, place: _Place, words: _Words, loaded: _Loaded
-) -> None:
-    name = entry["alert"]
-    try:
-        expression = words.parse(entry["expression"], Scope.NODE)
-    except ExpressionError as error:
-        raise _expression_error(place, "expression", error) from None
-    loaded.add(Rule(name, group, expression, annotations={"summary": name}), place)

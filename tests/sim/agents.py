@@ -1,18 +1,18 @@
-"""The agents of a simulated world: the real lifecycle, outbox and wire on machines made up.
+"""The agents of a simulated world: the real lifecycle, outbox and wire on made-up machines.
 
-A machine has a disk, which outlives agents, and processes, which do not. Carrying out commands,
-connecting and the lease are played as `agent.attempts` and `agent.connection` have them.
+Carrying out commands, connecting and the lease are played as `agent.attempts` and
+`agent.connection` have them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from mass.v1 import agent_pb2
 from sim.controllers import NODE_MEMORY_BYTES, OPENING
 from sim.network import Link
+from sim.processes import Process
 from sim.timeline import MILLISECOND_NS, SECOND_NS, Due
 
 from agent import wire
@@ -25,14 +25,12 @@ from agent.attempt import (
     Disconnect,
     Ended,
     Event,
-    Exited,
     Forgotten,
     GraceOver,
     Key,
     Kill,
     LeaseLost,
     Leaving,
-    Outcome,
     ReportReady,
     Start,
     StartFailed,
@@ -46,149 +44,17 @@ from agent.lifecycle import Lifecycle
 from agent.memory import MemoryReading
 from agent.outbox import Outbox
 from agent.sampler import Sample
-from controller.core.limits import MIB
 
 if TYPE_CHECKING:
-    from sim.world import World
+    from sim.machines import Machine
 
 TICK_NS = 2 * SECOND_NS
 WELCOME_NS = 10 * SECOND_NS
-KILL_MAX_NS = 2 * SECOND_NS
 LEASE_BEFORE_WELCOME_NS = 60 * SECOND_NS
-# How processes end by themselves, and how often.
-OUTCOMES = (
-    (
-        Outcome(exit_code=0),
-        Outcome(exit_code=1),
-        Outcome(exit_code=137),  # by its own wish: no sign of want of memory
-        Outcome(signal=11),
-        Outcome(signal=9, oom_kill_count=1),
-        Outcome(exit_code=0, oom_kill_count=1),
-    ),
-    (70, 5, 5, 5, 10, 5),
-)
 
 
 class AgentCrash(BaseException):
     """The agent's process is gone, at this very point."""
-
-
-class Process:
-    """A task's process and its tree."""
-
-    def __init__(self, machine: Machine, agent: Agent, assignment: Assignment) -> None:
-        world = machine.world
-        chance = world.chance
-        self.machine = machine
-        self.key = assignment.key
-        self.used_bytes = chance.randint(1, max(1, assignment.memory_request_bytes))
-        self._agent = agent
-        self._began_ns = world.timeline.now_ns()
-        self._stubborn = chance.random() < 0.2
-        self._alive = True
-        self._outcome = chance.choices(*OUTCOMES)[0]
-        longest_ns = chance.choice(world.longest_ns)
-        machine.processes[self.key] = self
-        world.laws.process_began(machine, self.key)
-        world.timeline.after(chance.randint(1, longest_ns), lambda: self._exit(self._outcome))
-
-    def signal(self, number: int) -> None:
-        """SIGTERM is heard, late or not at all; SIGKILL always is, after a while."""
-        world = self.machine.world
-        if number == 15 and self._stubborn:
-            return
-        killed = number == 9 or world.happens(0.8)
-        outcome = Outcome(signal=number) if killed else Outcome(exit_code=0)
-        delay_ns = world.chance.randint(0, KILL_MAX_NS)
-        world.timeline.after(delay_ns, lambda: self._exit(outcome))
-
-    def vanish(self) -> None:
-        """Die with the agent or the machine."""
-        if self._alive:
-            self._alive = False
-            del self.machine.processes[self.key]
-            self.machine.world.laws.process_gone(self.machine, self.key)
-
-    def _exit(self, outcome: Outcome) -> None:
-        if not self._alive:
-            return
-        self.vanish()
-        world = self.machine.world
-        now_ns = world.timeline.now_ns()
-        told = Exited(
-            self.key,
-            replace(
-                outcome,
-                memory_peak_bytes=self.used_bytes,
-                started_at_ns=self._began_ns,
-                ended_at_ns=now_ns,
-            ),
-        )
-        world.timeline.after(
-            world.chance.randint(0, 50 * MILLISECOND_NS), lambda: self._agent.happen(told)
-        )
-
-
-class Machine:
-    """A machine under the name of one node."""
-
-    def __init__(self, world: World, node_id: str, number: int, cpus: float) -> None:
-        self.world = world
-        self.node_id = node_id
-        self.machine_id = f"machine-{number}"
-        self.cpus = cpus
-        self.boots = 0
-        self.cut_off_until_ns = 0
-        self.spool: dict[Key, Ended] = {}
-        self.processes: dict[Key, Process] = {}
-        self.agent: Agent | None = None
-        self.foreign_bytes = world.chance.randint(200, 700) * MIB
-        self.boot()
-
-    def boot(self) -> None:
-        """Begin a new life of the machine, with an agent."""
-        self.boots += 1
-        self.start_agent()
-
-    def start_agent(self) -> None:
-        """Start an agent where none runs."""
-        if self.agent is None:
-            self.agent = Agent(self)
-            self.agent.connect()
-
-    def agent_dies(self, *, again_ns: int) -> None:
-        """Kill the agent: its processes die with it; a new one comes."""
-        agent = self.agent
-        if agent is None:
-            return
-        self.world.say(f"{agent.instance_id} dies")
-        agent.die()
-        self.agent = None
-        self.world.timeline.after(again_ns, self.start_agent)
-
-    def power_off(self, *, again_ns: int) -> None:
-        """Lose power: what was not synced is gone, and nobody is told."""
-        if self.agent is None:
-            return
-        self.world.say(f"{self.machine_id} loses power")
-        if self.agent.link is not None:
-            self.agent.link.break_silently()
-        self.agent.die()
-        self.agent = None
-        self.world.laws.disk_lost(self.node_id, self.spool)
-        self.spool.clear()
-        self.world.timeline.after(again_ns, self._boot_again)
-
-    def cut_off(self, until_ns: int) -> None:
-        """Let nothing pass to or from this machine for a while."""
-        self.world.say(f"{self.machine_id} is cut off")
-        self.cut_off_until_ns = until_ns
-        if self.agent is not None and self.agent.link is not None:
-            self.agent.link.break_silently()
-
-    def _boot_again(self) -> None:
-        if self.agent is None:
-            self.boot()
 
 
 class _NoOutput:

@@ -16,7 +16,7 @@ from controller.core.commands import Save, SaveTask
 from controller.core.model import PLACED_STATES, Node, Task, TaskState
 
 if TYPE_CHECKING:
-    from sim.agents import Machine
+    from sim.machines import Machine
     from sim.world import World
 
 

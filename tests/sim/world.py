@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 
-from sim.agents import Agent, Machine
+from sim.agents import Agent
 from sim.controllers import LIMITS, NODE_MEMORY_BYTES, OPENING, Controller, ControllerCrash
 from sim.laws import LawBroken, Laws
+from sim.machines import Machine
 from sim.network import Link, Network
 from sim.timeline import MILLISECOND_NS, SECOND_NS, Timeline
 from sim.told import told

@@ -1,0 +1,84 @@
+"""The processes of a simulated world: they run for a while and end in every way there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sim.timeline import MILLISECOND_NS, SECOND_NS
+
+from agent.attempt import Assignment, Exited, Outcome
+
+if TYPE_CHECKING:
+    from sim.agents import Agent
+    from sim.machines import Machine
+
+KILL_MAX_NS = 2 * SECOND_NS
+# How processes end by themselves, and how often.
+OUTCOMES = (
+    (
+        Outcome(exit_code=0),
+        Outcome(exit_code=1),
+        Outcome(exit_code=137),  # by its own wish: no sign of want of memory
+        Outcome(signal=11),
+        Outcome(signal=9, oom_kill_count=1),
+        Outcome(exit_code=0, oom_kill_count=1),
+    ),
+    (70, 5, 5, 5, 10, 5),
+)
+
+
+class Process:
+    """A task's process and its tree."""
+
+    def __init__(self, machine: Machine, agent: Agent, assignment: Assignment) -> None:
+        world = machine.world
+        chance = world.chance
+        self.machine = machine
+        self.key = assignment.key
+        self.used_bytes = chance.randint(1, max(1, assignment.memory_request_bytes))
+        self._agent = agent
+        self._began_ns = world.timeline.now_ns()
+        self._stubborn = chance.random() < 0.2
+        self._alive = True
+        self._outcome = chance.choices(*OUTCOMES)[0]
+        longest_ns = chance.choice(world.longest_ns)
+        machine.processes[self.key] = self
+        world.laws.process_began(machine, self.key)
+        world.timeline.after(chance.randint(1, longest_ns), lambda: self._exit(self._outcome))
+
+    def signal(self, number: int) -> None:
+        """SIGTERM is heard, late or not at all; SIGKILL always is, after a while."""
+        world = self.machine.world
+        if number == 15 and self._stubborn:
+            return
+        killed = number == 9 or world.happens(0.8)
+        outcome = Outcome(signal=number) if killed else Outcome(exit_code=0)
+        delay_ns = world.chance.randint(0, KILL_MAX_NS)
+        world.timeline.after(delay_ns, lambda: self._exit(outcome))
+
+    def vanish(self) -> None:
+        """Die with the agent or the machine."""
+        if self._alive:
+            self._alive = False
+            del self.machine.processes[self.key]
+            self.machine.world.laws.process_gone(self.machine, self.key)
+
+    def _exit(self, outcome: Outcome) -> None:
+        if not self._alive:
+            return
+        self.vanish()
+        world = self.machine.world
+        now_ns = world.timeline.now_ns()
+        told = Exited(
+            self.key,
+            replace(
+                outcome,
+                memory_peak_bytes=self.used_bytes,
+                started_at_ns=self._began_ns,
+                ended_at_ns=now_ns,
+            ),
+        )
+        world.timeline.after(
+            world.chance.randint(0, 50 * MILLISECOND_NS), lambda: self._agent.happen(told)
+        )

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import signal
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -136,7 +137,8 @@ class OwnMetrics:
     def _read_files(self, directory: Path) -> tuple[dict[str, float], dict[str, str]]:
         """Return the metrics of all fresh files, the first file's by name, and the troubles."""
         try:
-            paths = sorted(directory.glob("*.prom"))
+            with os.scandir(directory) as entries:
+                paths = sorted(Path(e.path) for e in entries if e.name.endswith(".prom"))
         except OSError as error:
             return {}, {str(directory): error.strerror or str(error)}
         troubles: dict[str, str] = {}
@@ -161,6 +163,8 @@ class OwnMetrics:
         """Return when a file was written and what it says; read only when it was written anew."""
         try:
             status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise NotMeasured("no regular file")  # a pipe would be waited for without end
             if time.time_ns() - status.st_mtime_ns > FILE_AGE_MAX_NS:
                 raise NotMeasured("not written for 5 minutes")
             before = self._files.get(path.name)

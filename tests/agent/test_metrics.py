@@ -245,11 +245,14 @@ async def test_missing_directory_and_too_large_file_measure_nothing(
     monkeypatch.setattr(metrics, "FILE_BYTES_MAX", 10)
     directory = tmp_path / "later"
     async with measuring(own(directory=directory)) as measured:
+        await until(lambda: "No such file or directory" in caplog.text)
         directory.mkdir()
         (directory / "a.prom").write_text("one 1\n")
+        os.mkfifo(directory / "pipe.prom")
         (directory / "b.prom").write_text("two 2\n" * 3)
         await until(lambda: measured.values() == {"one": 1.0})
         await until(lambda: "larger than 10 bytes" in caplog.text)
+        await until(lambda: "no regular file" in caplog.text)
 
 
 def test_changed_value_is_news_beyond_one_percent_of_what_was_sent() -> None:

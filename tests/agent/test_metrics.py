@@ -287,6 +287,17 @@ def test_commands_come_from_flags_and_environment() -> None:
     assert settings() == ((), 1_000_000_000)
 
 
+def test_commands_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('metric = ["a=echo 1", "b=cat f"]\nmetric_interval = "10s"\n')
+    commands = (MetricCommand("a", "echo 1"), MetricCommand("b", "cat f"))
+    assert settings("--config", str(file)) == (commands, 10_000_000_000)
+    assert settings("--config", str(file), "--metric", "c=true")[0] == (MetricCommand("c", "true"),)
+    file.write_text('metric = ["a=echo 1", "a=echo 2"]\n')
+    with pytest.raises(SettingRefused, match=r"agent\.toml:1: metric a is there twice"):
+        settings("--config", str(file))
+
+
 def test_commands_run_each_second_or_as_asked() -> None:
     assert settings("--sample", "200ms")[1] == 1_000_000_000
     assert settings("--metric-interval", "1m")[1] == 60_000_000_000

@@ -35,6 +35,7 @@ from controller.store.base import StoreError, StoreFull
 from controller.wire import write_samples
 
 LIMITS = replace(DEFAULT_LIMITS, nodes_max=4, tasks_running_max=16, outbox_messages_max=8)
+ANSWER_SECONDS_MAX = 10.0  # so that a test of an engine that has died fails, and does not wait
 TURNS = 20  # of the loop: more than any answer needs
 
 
@@ -52,7 +53,8 @@ class Bench:
     async def join(self, node_id: str = "node-1", *, ready: bool = True) -> tuple[int, Outbox]:
         """Let a node join, and take its welcome."""
         number, outbox = self.engine.open_stream()
-        await self.engine.ask(hello(self.engine.now_ns(), node_id, number))
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            await self.engine.ask(hello(self.engine.now_ns(), node_id, number))
         assert (await outbox.next()).WhichOneof("body") == "welcome"
         if ready:
             record = self.cluster.nodes[node_id]
@@ -66,7 +68,9 @@ class Bench:
     async def submit(self, count: int = 1, request_id: str = "") -> object:
         """Submit equal tasks."""
         specs = (spec("64MiB", cpus=0.01),) * count
-        return await self.engine.ask(TasksSubmitted(self.engine.now_ns(), request_id, "ada", specs))
+        event = TasksSubmitted(self.engine.now_ns(), request_id, "ada", specs)
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await self.engine.ask(event)
 
     def started(self, task_id: int, sequence: int) -> AttemptStarted:
         """Return the report that a first attempt runs."""

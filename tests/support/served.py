@@ -157,6 +157,11 @@ async def serve() -> AsyncIterator[Served]:
         port = server.server.add_insecure_port("127.0.0.1:0")
         await server.server.start()
         running = asyncio.create_task(engine.run())
+        # Without an engine no call would ever be answered: they are broken off instead.
+        ending: list[asyncio.Task[None]] = []
+        running.add_done_callback(
+            lambda _: ending.append(asyncio.create_task(server.server.stop(None)))
+        )
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 yield Served(engine, channel)
@@ -164,5 +169,6 @@ async def serve() -> AsyncIterator[Served]:
             engine.stop()
             await server.server.stop(STOP_SECONDS)
             await running
+            await asyncio.gather(*ending)
         cluster.check()
         cluster.close()

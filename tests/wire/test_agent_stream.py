@@ -285,6 +285,49 @@ async def test_goodbye_ends_the_stream_in_peace(served: Served) -> None:
     await assert_serves(served)
 
 
+async def test_welcome_carries_intervals_lease_and_what_to_forget(served: Served) -> None:
+    known = [
+        agent_pb2.KnownAttempt(task_id=7, attempt=2),
+        agent_pb2.KnownAttempt(task_id=8, attempt=1, ended=True),
+    ]
+    stream = await served.connect(hello(attempts=known))
+    welcome = (await stream.read()).welcome
+    assert welcome.protocol_version == 1
+    assert welcome.sampling.sample_interval.ToSeconds() == 1
+    assert welcome.sampling.heartbeat_interval.ToSeconds() == 10
+    assert welcome.attempt_lease.ToSeconds() == 900
+    assert welcome.acknowledged_sequence == 0
+    # The ended one still reports its end; the other runs for nobody.
+    assert [(attempt.task_id, attempt.attempt) for attempt in welcome.forget] == [(7, 2)]
+    stream.cancel()
+
+
+async def test_agent_that_comes_back_hears_again_what_it_missed(served: Served) -> None:
+    stream = await served.join()
+    await stream.write(sample())
+    task_id = int(await submit(served))
+    assert (await stream.read()).WhichOneof("body") == "assignments"
+    stream.cancel()
+    # It never got the assignment: the same process has no such attempt.
+    stream = await served.join()
+    (assignment,) = (await stream.read()).assignments.assignments
+    assert (assignment.task_id, assignment.attempt) == (task_id, 1)
+    started = agent_pb2.AttemptStarted(pid=1)
+    await stream.write(
+        reports(agent_pb2.Report(sequence=1, task_id=task_id, attempt=1, started=started))
+    )
+    assert (await stream.read()).acknowledgement.sequence == 1
+    stream.cancel()
+    await served.tasks.CancelTasks(task_pb2.CancelTasksRequest(ids=[str(task_id)]))
+    known = [agent_pb2.KnownAttempt(task_id=task_id, attempt=1)]
+    stream = await served.connect(hello(attempts=known))
+    welcome = (await stream.read()).welcome
+    assert (welcome.acknowledged_sequence, list(welcome.forget)) == (1, [])
+    stop = (await stream.read()).stop
+    assert (stop.task_id, stop.attempt) == (task_id, 1)
+    stream.cancel()
+
+
 async def test_assignment_carries_all_that_was_asked_for(served: Served) -> None:
     stream = await served.join()
     await stream.write(sample())

@@ -16,7 +16,7 @@ from sim.controllers import LIMITS
 from agent.lifecycle import Lifecycle
 from controller.core import node_events, task_events
 from controller.core.cluster import Cluster
-from controller.core.commands import Command, SaveSubmission
+from controller.core.commands import Command, SaveSubmission, SendWelcome
 from controller.core.events import AttemptEnded, AttemptStarted, Event
 from controller.core.model import PLACED_STATES, Task, TaskState
 from controller.core.scheduler import Scheduler
@@ -26,6 +26,7 @@ Fault = tuple[Any, str, Any]  # what is replaced where, and by what
 
 _carry_out = Engine._carry_out
 _handle = Scheduler.handle
+_send = Engine._send
 _release = Cluster.release
 _settle = node_events.settle
 
@@ -39,6 +40,10 @@ async def _send_before_save(engine: Engine, commands: list[Command]) -> None:
 def _fence_removed(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | None:
     task = cluster.tasks.get(event.task_id)
     return task if task is not None and task.state in PLACED_STATES else None
+
+
+def _welcomes_first(engine: Engine, commands: list[Command]) -> None:
+    _send(engine, sorted(commands, key=lambda command: not isinstance(command, SendWelcome)))
 
 
 def _submission_not_saved(scheduler: Scheduler, event: Event) -> tuple[Command, ...]:
@@ -68,6 +73,11 @@ def _nothing_recovered(lifecycle: Lifecycle, ended: object) -> None:
 FAULTS: dict[str, Fault] = {
     "words are sent before they are saved": (Engine, "_carry_out", _send_before_save),
     "an old attempt's report passes the fence": (task_events, "_fenced", _fence_removed),
+    "the next agent process gets the acknowledgements of the last": (
+        Engine,
+        "_send",
+        _welcomes_first,
+    ),
     "an assignment is sent to another agent process": (
         node_events,
         "_never_arrived",

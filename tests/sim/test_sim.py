@@ -26,6 +26,7 @@ NOTICED = {
     "a late hello is believed": 77,
     "attempts are given up before their lease": 16,
     "the agent does not watch its lease": 33,
+    "the next agent process gets the acknowledgements of the last": 14,
 }
 
 

@@ -320,7 +320,6 @@ class Executor(BaseExecutor):
         with self._lock:
             calls, self._to_cancel = self._to_cancel, []
         for call in calls:
-            self._notify(call)
             if not call.task_id:
                 self._settle(call)
         ids = [call.task_id for call in calls if call.task_id]

@@ -163,20 +163,22 @@ def test_shutdown_without_waiting_still_settles_futures(
     assert future.result(timeout=20) == 0.3
 
 
-def test_one_thread_and_few_streams_serve_all_futures(pool: mass.Executor) -> None:
+def test_one_thread_and_few_streams_serve_all_futures(
+    client: mass.Client, tmp_path: Path
+) -> None:
     before = threading.active_count()
-    watches = []
-    futures = []
-    for _ in range(40):
-        futures.append(pool.submit(calls.power, 2))
-        watches.append(len(pool._watches))
-        time.sleep(0.002)
-    assert {f.result(timeout=60) for f in futures} == {4}
+    pool = mass.Executor(client, directory=tmp_path, mem="1TiB")
+    for count in range(1, 33):
+        pool.submit(calls.nap, 0)
+        wait_for(lambda count=count: pool._tasks_open == count)
+    assert 1 <= len(pool._watches) <= 6
+    assert sum(len(watch.open) for watch in pool._watches) == 32
     own = [thread for thread in threading.enumerate() if thread.name == "mass-executor"]
     assert len(own) == 1
     # gRPC keeps one thread of its own beside it, however many calls there are.
     assert threading.active_count() - before <= 2
-    assert max(watches) <= 7
+    pool.shutdown(cancel_futures=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_calls_beyond_the_bound_wait_their_turn(
@@ -213,6 +215,10 @@ def test_missing_outcome_names_the_directory(
         error = pool.submit(calls.nap, 0).exception(timeout=20)
     assert isinstance(error, mass.CallError)
     assert f"its outcome is not at {tmp_path}" in str(error)
+    with mass.Executor(client, directory=tmp_path, python="/bin/false", **SMALL) as pool:
+        error = pool.submit(calls.nap, 0).exception(timeout=20)
+    assert type(error) is mass.TaskFailed
+    assert error.task.exit_code == 1
 
 
 def test_unreachable_controller_fails_the_futures(tmp_path: Path) -> None:

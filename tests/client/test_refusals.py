@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import grpc
 import mass
 import pytest
 from cli.fake_controller import FakeController, Served, task
+from mass.flows import Patience
 from mass.v1 import task_pb2
 from support.cluster import free_port
 
@@ -81,9 +83,44 @@ def test_silent_controller_is_unreachable_after_the_patience(make_client: Any) -
         client.get("1")
     with pytest.raises(mass.Unreachable, match=f"{address} has not answered for 0.3 s"):
         client.wait(["1"])
+
+
+def test_wait_gives_up_in_time_while_nobody_answers(
+    make_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mass.flows.DELAY_FIRST_SECONDS", 5.0)
+    client = make_client(f"127.0.0.1:{free_port()}")
+    began = time.monotonic()
     with pytest.raises(mass.WaitTimeout) as caught:
-        make_client(address).wait(["1", "2"], timeout=0.2)
+        client.wait(["1", "2"], timeout=0.2)
     assert caught.value.pending_ids == ("1", "2")
+    assert time.monotonic() - began < 3
+
+
+def test_pauses_grow_until_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    silence = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "away"
+    )
+    patience = Patience("127.0.0.1:1", 4.0)
+    for wanted in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
+        delay = patience.delay_seconds(silence)
+        assert delay == wanted
+        now += delay
+    with pytest.raises(mass.Unreachable, match="has not answered for 4 s"):
+        patience.delay_seconds(silence)
+    patience.reset()
+    assert patience.delay_seconds(silence) == 0.1
+
+
+def test_end_that_is_told_twice_counts_once(client: Any, fake: FakeController) -> None:
+    for number in "12":
+        fake.tasks[number] = task(number)
+    fake.story["1"] = [task("1", "SUCCEEDED"), task("1", "SUCCEEDED")]
+    fake.story["2"] = [task("2", "FAILED")]
+    assert [info.id for info in client.as_completed(["1", "2"])] == ["1", "2"]
+    assert [info.id for info in client.wait(["2", "1"])] == ["2", "1"]
 
 
 def test_watch_goes_on_after_the_controller_was_away(client: Any, fake: FakeController) -> None:

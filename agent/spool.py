@@ -1,15 +1,18 @@
-"""Ends of attempts that the controller has not acknowledged, one small file each.
+"""Ends of attempts that the controller has not acknowledged, one line each in one file.
 
-Owns `<work_dir>/reports` and the lock of the work directory. The rules kept: an end is in the spool
-before it is sent and stays until it is acknowledged, so a crash of the agent loses none; one agent
-per work directory.
+Owns `<work_dir>/reports/ends` and the lock of the work directory. The rules kept: an end is in the
+spool before it is sent and stays until it is acknowledged, so a crash of the agent loses none; one
+agent per work directory; the file is empty when no end is owed.
 
-A file is written beside its name and moved onto it, so it is whole or not there. It is not synced:
-it outlives the agent, not the machine, whose end the controller notices by itself.
+A file for each end would be simpler, but some file systems search ever longer for a free inode
+while files come and go a hundred times a second. A line is one write, so after a crash it is whole
+or the last one; it is not synced: it outlives the agent, not the machine, whose end the controller
+notices by itself.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -21,7 +24,8 @@ from agent.attempt import Ended, Key, OomCause, Outcome
 
 LOG = logging.getLogger(__name__)
 
-FILE_BYTES_MAX = 65_536
+LINE_BYTES_MAX = 65_536
+FILE_BYTES_MAX = 1 << 20  # beyond it the file is written anew with what is still owed
 _OUTCOME_FIELDS = tuple(field.name for field in fields(Outcome))
 
 
@@ -55,72 +59,123 @@ class Spool:
             ) from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
-        self._prefix = f"{self._directory}/"
-        self._kept: set[Key] = set()
+        self._path = self._directory / "ends"
+        try:
+            self._file = _open(self._path)
+        except OSError as error:
+            os.close(self._lock)
+            raise WorkDirRefused(f"work directory {work_dir}: {error.strerror}") from error
+        self._size_bytes = os.fstat(self._file).st_size
+        self._kept: dict[Key, bytes] = {}
+        self._rewrite_above_bytes = FILE_BYTES_MAX
 
     def load(self) -> list[tuple[Key, Ended]]:
         """Return the ends of an earlier life, in the order of task and attempt.
 
-        A file that cannot be understood is set aside as NAME.bad and logged: its attempt will be
-        unknown to this agent, and the controller treats it as lost.
+        A line that cannot be understood is set aside in the file ends.bad and logged: its attempt
+        will be unknown to this agent, and the controller treats it as lost.
         """
-        ends = []
-        for path in self._directory.iterdir():
-            if path.suffix == ".new":
-                path.unlink()  # a crash between writing and moving: the end was never sent
-                continue
-            if path.suffix != ".json":
-                continue
+        *lines, torn = self._path.read_bytes().split(b"\n")
+        ends: dict[Key, Ended] = {}
+        damaged = []
+        for line in lines:
             try:
-                ends.append(_decode(path))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                LOG.error("report set aside file=%s reason=%r", path, error)
-                path.rename(path.with_suffix(".bad"))
-        self._kept.update(key for key, _ in ends)
-        return sorted(ends, key=lambda end: end[0])
+                key, ended = _decode(line)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                LOG.error("report set aside file=%s reason=%r", self._path, error)
+                damaged.append(line)
+                continue
+            if ended is None:
+                ends.pop(key, None)
+            else:
+                ends[key] = ended
+        if torn:  # a crash in the middle of a write: that end was never sent
+            LOG.warning("half a report dropped file=%s", self._path)
+        if damaged:
+            with self._path.with_name("ends.bad").open("ab") as bad:
+                bad.write(b"\n".join(damaged) + b"\n")
+        self._kept = {key: _encode(key, ended) for key, ended in ends.items()}
+        self._rewrite()
+        return sorted(ends.items())
 
     def save(self, key: Key, ended: Ended) -> None:
         """Keep an end until `remove`. Raises OSError when the disk refuses."""
-        path = self._path(key)
-        descriptor = os.open(
-            path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
-        try:
-            os.write(descriptor, _encode(ended))
-        finally:
-            os.close(descriptor)
-        os.rename(path + ".new", path)
-        self._kept.add(key)
+        line = _encode(key, ended)
+        self._append(line)
+        self._kept[key] = line
+        if self._size_bytes > self._rewrite_above_bytes:
+            try:
+                self._rewrite()
+            except OSError as error:  # the old file has it all, only more of it
+                self._rewrite_above_bytes *= 2
+                LOG.warning("file stays long file=%s reason=%s", self._path, error)
 
     def remove(self, key: Key) -> None:
-        """Let go of an end; one that was never kept is no matter."""
-        if key in self._kept:
-            self._kept.discard(key)
-            os.unlink(self._path(key))
+        """Let go of an end; one that was never kept is no matter. Raises OSError as `save`."""
+        if self._kept.pop(key, None) is None:
+            return
+        if self._kept:
+            self._append(b"[%d,%d]\n" % key)
+        else:
+            self._cut(0)
 
     def close(self) -> None:
         """Give the work directory back."""
+        os.close(self._file)
         os.close(self._lock)
 
-    def _path(self, key: Key) -> str:
-        return f"{self._prefix}{key[0]}.{key[1]}.json"
+    def _append(self, line: bytes) -> None:
+        written = os.write(self._file, line)
+        if written < len(line):  # the disk is full: half a line must not be in front of the next
+            self._cut(self._size_bytes)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._size_bytes += written
+
+    def _cut(self, size_bytes: int) -> None:
+        os.ftruncate(self._file, size_bytes)
+        self._size_bytes = size_bytes
+
+    def _rewrite(self) -> None:
+        """Write what is owed to a new file and move it onto the old one."""
+        new = self._path.with_name("ends.new")
+        new.unlink(missing_ok=True)  # of a crash at this very place
+        descriptor = _open(new)
+        data = b"".join(self._kept.values())
+        try:
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+            new.rename(self._path)
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(self._file)
+        self._file, self._size_bytes = descriptor, len(data)
+        self._rewrite_above_bytes = max(FILE_BYTES_MAX, 2 * len(data))
 
 
-def _encode(ended: Ended) -> bytes:
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _encode(key: Key, ended: Ended) -> bytes:
     outcome = ended.outcome
     values = {name: getattr(outcome, name) for name in _OUTCOME_FIELDS} | {
         "oom_cause": ended.oom_cause.value,
         "timed_out": ended.timed_out,
         "stopped": ended.stopped,
     }
-    return json.dumps(values).encode()
+    return json.dumps([*key, values]).encode() + b"\n"
 
 
-def _decode(path: Path) -> tuple[Key, Ended]:
-    task_id, attempt = path.stem.split(".")
-    if path.stat().st_size > FILE_BYTES_MAX:
-        raise ValueError(f"more than {FILE_BYTES_MAX} bytes")
-    values = json.loads(path.read_bytes())
+def _decode(line: bytes) -> tuple[Key, Ended | None]:
+    """Return an end, or the key of one that was removed."""
+    if len(line) > LINE_BYTES_MAX:
+        raise ValueError(f"more than {LINE_BYTES_MAX} bytes")
+    task_id, attempt, *rest = json.loads(line)
+    key = (int(task_id), int(attempt))
+    if not rest:
+        return key, None
+    (values,) = rest
     cause = OomCause(values.pop("oom_cause"))
     timed_out, stopped = bool(values.pop("timed_out")), bool(values.pop("stopped"))
-    return (int(task_id), int(attempt)), Ended(Outcome(**values), cause, timed_out, stopped)
+    return key, Ended(Outcome(**values), cause, timed_out, stopped)

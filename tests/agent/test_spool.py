@@ -47,21 +47,62 @@ def test_a_removed_end_does_not_come_back(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_half_written_end_is_dropped_and_a_damaged_one_set_aside(
+def test_a_removed_end_does_not_come_back_beside_one_that_is_owed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.save((1, 1), END)
+    spool.save((2, 1), KILLED)
+    spool.remove((1, 1))
+    spool = reopened(spool, tmp_path)
+    assert spool.load() == [((2, 1), KILLED)]
+    spool.close()
+
+
+def test_the_file_is_empty_when_nothing_is_owed_and_bounded_when_something_always_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.spool.FILE_BYTES_MAX", 4_096)
+    spool, ends = Spool(tmp_path), tmp_path / "reports" / "ends"
+    for task_id in range(1, 200):
+        spool.save((task_id, 1), END)
+        spool.remove((task_id - 1, 1))
+        assert 0 < ends.stat().st_size < 5_000
+    spool = reopened(spool, tmp_path)
+    assert spool.load() == [((199, 1), END)]
+    spool.remove((199, 1))
+    assert ends.stat().st_size == 0
+    spool.close()
+
+
+def test_half_a_line_is_dropped_and_damaged_ones_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = Spool(tmp_path)
-    reports = tmp_path / "reports"
-    (reports / "1.1.json.new").write_text("{")
-    (reports / "2.1.json").write_text('{"exit_code": 0}')
-    (reports / "3.1.json").write_text("not json")
-    (reports / "4.1.json").write_text("0" * 70_000)
-    (reports / "x.json").write_text("{}")
     spool.save((5, 1), END)
+    bad = [b"not json", b'[2, 1, {"exit_code": 0}]', b"7", b"[1, 1, 7]", b"0" * 70_000]
+    with (tmp_path / "reports" / "ends").open("ab") as ends:
+        ends.write(b"\n".join(bad) + b'\n[6, 1, {"exit')
+    spool = reopened(spool, tmp_path)
     assert spool.load() == [((5, 1), END)]
-    names = sorted(path.name for path in reports.iterdir())
-    assert names == ["2.1.bad", "3.1.bad", "4.1.bad", "5.1.json", "x.bad"]
-    assert caplog.text.count("report set aside") == 4
+    assert (tmp_path / "reports" / "ends.bad").read_bytes().split(b"\n")[:-1] == bad
+    assert caplog.text.count("report set aside") == 5
+    spool.save((6, 1), KILLED)
+    spool = reopened(spool, tmp_path)
+    assert spool.load() == [((5, 1), END), ((6, 1), KILLED)]
+    spool.close()
+
+
+def test_a_full_disk_refuses_an_end_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, write = Spool(tmp_path), os.write
+    spool.save((1, 1), END)
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:10]))
+    with pytest.raises(OSError, match="No space left"):
+        spool.save((2, 1), END)
+    monkeypatch.undo()
+    spool.save((3, 1), KILLED)
+    spool = reopened(spool, tmp_path)
+    assert spool.load() == [((1, 1), END), ((3, 1), KILLED)]
     spool.close()
 
 

@@ -46,6 +46,7 @@ class AsyncClient:
         self.address = controller_address(address, insecure)
         self.patience_seconds = patience_seconds
         self._flows = Flows(self.address, patience_seconds, user)
+        self.user = self._flows.user
         self._runner = AwaitingRunner(self.address)
 
     async def __aenter__(self) -> AsyncClient:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
 import shutil
 import sys
 import tempfile
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
@@ -82,9 +82,9 @@ class _Watch:
 class Executor(BaseExecutor):
     """Runs Python calls as tasks of a controller.
 
-    `client` tells the controller and the patience; None means those of `mass.Client()`. Call and
-    outcome travel as files in `directory`, which must have the same path on this machine and on
-    the nodes; None makes one below the current directory and removes it at the end. `python` is
+    `client` tells the controller, the user and the patience; None means those of `mass.Client()`.
+    Call and outcome travel as files in `directory`, the same path on this machine and on the nodes;
+    None makes one below the current directory and removes it at the end. `python` is
     the interpreter on the nodes, where MASS must be installed; None means this one. The options
     are those of TaskSpec, for each call; a name that is not given is the function's.
 
@@ -116,10 +116,13 @@ class Executor(BaseExecutor):
             )
         TaskSpec(["python"], **options).to_wire()
         self._address = client.address if client else controller_address(None, None)
+        self._user = client.user if client else None
         self._patience_seconds = client.patience_seconds if client else PATIENCE_SECONDS
         self._python = python or sys.executable
         self._options = options
         self._own_directory = directory is None
+        # A directory may be shared by executors on many machines.
+        self._name = uuid.uuid4().hex[:12]
         self._wake = asyncio.Event()
         # Under the lock, for callers' threads leave it for the loop's.
         self._lock = threading.Lock()
@@ -216,7 +219,7 @@ class Executor(BaseExecutor):
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix=".mass-calls-", dir=Path.cwd()))
         self._count += 1
-        return self._directory / f"{self._count}-{os.getpid()}{CALL_SUFFIX}"
+        return self._directory / f"{self._name}-{self._count}{CALL_SUFFIX}"
 
     def _check_not_shut_down(self) -> None:
         if self._shut_down:
@@ -260,7 +263,12 @@ class Executor(BaseExecutor):
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _main(self) -> None:
-        client = AsyncClient(self._address, insecure=True, patience_seconds=self._patience_seconds)
+        client = AsyncClient(
+            self._address,
+            insecure=True,  # whoever gave the address has settled that
+            user=self._user,
+            patience_seconds=self._patience_seconds,
+        )
         try:
             while not self._is_finished():
                 await self._wake.wait()

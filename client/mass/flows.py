@@ -99,7 +99,7 @@ class Flows:
     def __init__(self, address: str, patience_seconds: float, user: str | None) -> None:
         self.address = address
         self.patience_seconds = patience_seconds
-        self._user = user if user is not None else _user_name()
+        self.user = user if user is not None else _user_name()
 
     def submit(self, specs: Iterable[TaskSpec], request_id: str | None) -> Flow[list[str]]:
         """Submit tasks, all or none, and return their ids in the same order."""
@@ -248,7 +248,7 @@ class Flows:
                 f"{len(messages)} tasks in one call; it takes {TASKS_PER_CALL_MAX}, so split them"
             )
         request = task_pb2.SubmitTasksRequest(
-            request_id=request_id or uuid.uuid4().hex, tasks=messages, user=self._user
+            request_id=request_id or uuid.uuid4().hex, tasks=messages, user=self.user
         )
         if request.ByteSize() > MESSAGE_SENT_BYTES_MAX:
             raise InvalidValue(

@@ -27,7 +27,7 @@ SMALL: mass.TaskOptions = {"mem": "64MiB", "cpus": 0.1}
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[mass.Client]:
     """A client of the real controller."""
-    with mass.Client(cluster.address) as client:
+    with mass.Client(cluster.address, user="caller") as client:
         yield client
 
 
@@ -46,7 +46,7 @@ def test_call_runs_in_a_task_of_its_name(pool: mass.Executor, client: mass.Clien
     pid, task_id = future.result(timeout=20)
     assert pid != os.getpid()
     info = client.get(task_id)
-    assert (info.name, info.category) == ("where", "where")
+    assert (info.name, info.category, info.user) == ("where", "where", "caller")
     assert info.memory_request_bytes == 64 << 20
     assert pool.submit(calls.power, 2, exponent=10).result(timeout=20) == 1024
 

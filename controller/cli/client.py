@@ -19,6 +19,8 @@ import grpc
 from mass.v1 import (
     alert_pb2,
     alert_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     node_pb2,
@@ -136,6 +138,7 @@ class Client:
         self._alerts = alert_pb2_grpc.AlertServiceStub(self._channel)
         self._rules = rule_pb2_grpc.RuleServiceStub(self._channel)
         self._memory = memory_pb2_grpc.MemoryServiceStub(self._channel)
+        self._events = event_pb2_grpc.EventServiceStub(self._channel)
 
     def close(self) -> None:
         """Close the channel; calls under way end."""
@@ -285,6 +288,33 @@ class Client:
             self._memory.GetPool, memory_pb2.GetPoolRequest()
         )
         return answer.pool
+
+    def events(self, last: int = 0, follow: bool = False) -> Iterator[event_pb2.Event]:
+        """Yield the last so many kept events (0: all), and with follow each new one, for ever.
+
+        A controller that restarts meanwhile is waited for, and its events are yielded from its
+        start on. What was yielded before is told by its time: a machine whose clock was set back
+        during the restart loses the events up to the old time.
+        """
+        request = event_pb2.WatchEventsRequest(last=last, follow=follow)
+        patience = self._patience()
+        seen = (0, 0)
+        while True:
+            stream = self._events.WatchEvents(request)
+            try:
+                for response in stream:
+                    patience.reset()
+                    event = response.event
+                    place = (event.at.ToNanoseconds(), event.sequence)
+                    if place > seen:
+                        seen = place
+                        request.last = 0  # after a break everything new is wanted
+                        yield event
+                return
+            except grpc.RpcError as error:
+                patience.wait(error)
+            finally:
+                stream.cancel()
 
     def _patience(self) -> Patience:
         return Patience(self._address, self._note, self._patience_seconds, self._clock, self._sleep)

@@ -11,6 +11,7 @@ from controller.cli import (
     completion,
     config,
     db,
+    events,
     install,
     nodes,
     pool,
@@ -27,6 +28,7 @@ app.command("run", context_settings=submit.COMMAND_SETTINGS)(submit.run)
 app.add_typer(tasks.app, name="task")
 app.add_typer(nodes.app, name="node")
 app.add_typer(alerts.app, name="alert")
+app.command("events")(events.events)
 app.add_typer(rules.app, name="rules")
 app.add_typer(pool.app, name="pool")
 app.command("controller")(services.controller)

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
+from mass.v1 import event_pb2, memory_pb2, rule_pb2, task_pb2, types_pb2
 
 from controller.core.errors import InvalidRequest
 
@@ -192,6 +192,18 @@ def rule_record(rule: rule_pb2.Rule) -> Record:
         "known_nodes": rule.known_nodes,
         "scope": rule.scope,
         "keep_firing_seconds": _seconds(rule.keep_firing),
+    }
+
+
+def event_record(event: event_pb2.Event) -> Record:
+    """Return an event as JSON shows it; the values of details are text."""
+    return {
+        "sequence": event.sequence,
+        "at": _instant(event, "at"),
+        "kind": event.kind,
+        "subject": event.subject,
+        "text": event.text,
+        "details": dict(sorted(event.details.items())),
     }
 
 

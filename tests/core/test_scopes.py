@@ -11,11 +11,12 @@ from support.builders import spec
 from support.harness import SMALL, Harness
 
 from controller.core.commands import Notify, SaveAlert
+from controller.core.explain import node_refusals
 from controller.core.expressions import FloatColumn, Window, parse
 from controller.core.limits import SECOND_NS
 from controller.core.metrics import CLUSTER_NAMES, Scope
 from controller.core.model import TaskState
-from controller.core.rules import Rule
+from controller.core.rules import Rule, RuleSet
 from controller.core.task_rows import TaskRows
 from controller.core.vocabulary import vocabulary
 
@@ -180,6 +181,19 @@ def test_rule_over_the_cluster_blocks_every_node(harness: Harness) -> None:
     assert harness.states(*second) == ["ASSIGNED"]
 
 
+@pytest.mark.parametrize("harness", [(BUSY,)], indirect=True)
+def test_task_kept_off_by_a_rule_over_the_cluster_is_told_the_rule(harness: Harness) -> None:
+    for node in ("n1", "n2"):
+        harness.ready(node)
+    harness.submit(spec("1GiB"))
+    (waiting,) = harness.submit(spec("1GiB"))
+    task, results = harness.task(waiting), harness.scheduler.displayed
+    refusals = node_refusals(harness.cluster, results, task)
+    assert {(r.node_id, r.code, r.reason) for r in refusals} == {
+        (node, "BLOCKED_BY_RULE", "rule Busy holds on it") for node in ("n1", "n2")
+    }
+
+
 COUNTS = tuple(rule(name, f"{name} != -1", Scope.CLUSTER) for name in sorted(CLUSTER_NAMES))
 
 
@@ -306,3 +320,52 @@ def test_rules_over_nodes_alone_keep_no_rows_of_tasks() -> None:
         (task_id,) = harness.submit(spec("1GiB"))
         harness.started(task_id)
         assert harness.cluster.task_rows.subjects == []
+
+
+@pytest.mark.parametrize("harness", [(BIG,)], indirect=True)
+def test_alerts_of_two_tasks_on_one_node_are_two(harness: Harness) -> None:
+    harness.ready("n1")
+    tasks = harness.submit(spec("1GiB"), spec("1GiB"))
+    for task_id in tasks:
+        harness.started(task_id)
+    for _ in range(2):
+        harness.sample("n1", used="2GiB", tasks=dict.fromkeys(tasks, "1GiB"))
+        harness.now_ns += 5 * SECOND_NS
+    assert told(harness) == [f"Big {task_id} FIRING!" for task_id in tasks]
+    harness.restart()
+    listed = [alert.task_id for alert in harness.cluster.alerts.listing()]
+    assert listed == list(tasks)
+    harness.ended(tasks[0])
+    assert [(a.task_id, a.state.value) for a in harness.cluster.alerts.listing()] == [
+        (tasks[1], "NO_DATA"),
+        (tasks[0], "RESOLVED"),
+    ]
+
+
+NODE_FULL = rule("NodeFull", "mem_used > 1", Scope.NODE)
+
+
+@pytest.mark.parametrize("harness", [(NODE_FULL, BIG, SHORT)], indirect=True)
+def test_end_of_a_task_ends_no_other_alert_of_the_same_row(harness: Harness) -> None:
+    harness.ready("n1", total="4GiB")
+    (task_id,) = harness.submit(spec("1GiB"))
+    harness.started(task_id)
+    harness.sample("n1", used="1GiB", tasks={task_id: "1GiB"})
+    harness.now_ns += 10 * SECOND_NS
+    harness.sample("n1", used="1GiB", tasks={task_id: "1GiB"})
+    firing = [(a.name, a.task_id) for a in harness.cluster.alerts.active()]
+    assert firing == [("NodeFull", 0), ("Big", task_id), ("Short", 0)]
+    harness.ended(task_id)
+    assert told(harness) == [f"Big {task_id} RESOLVED!"]
+
+
+@pytest.mark.parametrize("harness", [(BUSY,)], indirect=True)
+def test_rule_of_the_same_name_with_another_scope_ends_its_alert(harness: Harness) -> None:
+    harness.ready("n1")
+    harness.submit(spec("1GiB"))
+    harness.cycle()
+    assert told(harness) == ["Busy  FIRING!"]
+    rules = RuleSet((rule("Busy", "tasks_running >= 1", Scope.NODE),))
+    harness.cluster.reconfigure(rules, SMALL, harness.now_ns)
+    harness.cycle()
+    assert told(harness) == ["Busy  RESOLVED!", "Busy n1 FIRING!"]

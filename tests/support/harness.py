@@ -69,7 +69,7 @@ class Saved:
     outputs: dict[tuple[int, int, OutputStream], bytes] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     submissions: dict[str, Submission] = field(default_factory=dict)
-    alerts: dict[tuple[str, str], Alert] = field(default_factory=dict)
+    alerts: dict[tuple[str, str, int], Alert] = field(default_factory=dict)
 
     def keep(self, command: Command) -> None:
         """Keep what a command says is to be saved."""
@@ -89,9 +89,9 @@ class Saved:
             case SaveSubmission(submission):
                 self.submissions[submission.request_id] = submission
             case SaveAlert(alert) if alert.state is AlertState.INACTIVE:
-                self.alerts.pop((alert.name, alert.node_id), None)
+                self.alerts.pop(alert.key, None)
             case SaveAlert(alert):
-                self.alerts[alert.name, alert.node_id] = alert
+                self.alerts[alert.key] = alert
 
 
 @dataclass(slots=True)

@@ -134,6 +134,9 @@ class TappedOutbox(Outbox):
         world.crash_point("between two sends")
         world.laws.told(self._stream.node_id, self._stream.instance_id, message)
         super().push(message)
+        if world.happens(world.rates.break_at_send):
+            world.say(f"the stream of {self._stream.instance_id} breaks under its message")
+            self._stream.link.break_silently()
         self._stream.write_soon()
 
     def close(self, code: grpc.StatusCode, message: str) -> None:
@@ -178,9 +181,9 @@ class DrivenEngine(Engine):
         """Handle what waits, run the cycle, save and tell."""
         await self._turn()
 
-    async def _carry_out(self, commands: list[Command]) -> None:
+    async def _carry_out(self, commands: list[Command], *more: Any) -> None:
         self._world.trace(commands)
-        await super()._carry_out(commands)
+        await super()._carry_out(commands, *more)
 
     def _sampled(self) -> None:
         self._cycle_due = True

@@ -31,10 +31,10 @@ _release = Cluster.release
 _settle = node_events.settle
 
 
-async def _send_before_save(engine: Engine, commands: list[Command]) -> None:
+async def _send_before_save(engine: Engine, commands: list[Command], *more: Any) -> None:
     engine._send(commands)
     with patch.object(engine, "_send"):
-        await _carry_out(engine, commands)
+        await _carry_out(engine, commands, *more)
 
 
 def _fence_removed(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | None:

@@ -61,13 +61,19 @@ class Rates:
     store_fails: float = 0.002
     slow_commit: float = 0.3
     slow_turn: float = 0.03
+    break_at_send: float = 0.03  # what was saved is not told
     call_lost: float = 0.2
     start_fails: float = 0.03
     agent_crashes_between: float = 0.002  # between two commands of its lifecycle
 
 
 CALM = Rates(
-    crash_point=0.0, store_fails=0.0, slow_turn=0.0, call_lost=0.0, agent_crashes_between=0.0
+    crash_point=0.0,
+    store_fails=0.0,
+    slow_turn=0.0,
+    break_at_send=0.0,
+    call_lost=0.0,
+    agent_crashes_between=0.0,
 )
 
 

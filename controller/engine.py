@@ -25,6 +25,7 @@ from controller.core.commands import (
     SaveTask,
     SendAcknowledgement,
     SendAssignment,
+    SendFreeze,
     SendSampling,
     SendStop,
     SendWelcome,
@@ -34,6 +35,7 @@ from controller.core.events import Event, Tick
 from controller.core.limits import SECOND_NS
 from controller.core.model import Alert, Task
 from controller.core.scheduler import Scheduler
+from controller.journal import Journal
 from controller.logs import LogRequests
 from controller.outbox import Outbox
 from controller.store.base import Store, StoreError
@@ -73,6 +75,7 @@ class Engine:
         self.store = store
         self.now_ns = clock.now_ns
         self.watches = Watches()
+        self.journal = Journal(self.cluster.limits)
         self.logs = LogRequests()
         self._notify = notify
         self._waiting: list[Waiting] = []
@@ -117,7 +120,8 @@ class Engine:
         Raises:
             StoreError: it could not be saved.
         """
-        await self._saved.wait()
+        while not self._saved.is_set():  # the next turn may have begun before this one wakes up
+            await self._saved.wait()
         if self._failure is not None:
             raise self._failure
 
@@ -173,6 +177,7 @@ class Engine:
                 next_tick_s = loop.time() + TICK_S
                 self._waiting.append((Tick(self.now_ns()), None))
             await self._turn()
+            await asyncio.sleep(0)  # whoever waited for the save reads before the next turn
             if loop.time() >= next_prune_s:
                 next_prune_s = loop.time() + PRUNE_S
                 self._start_pruning()
@@ -180,6 +185,7 @@ class Engine:
     def stop(self) -> None:
         """End the loop after the present turn and close all streams."""
         self._stopping = True
+        self.journal.close()
         if self._pruning is not None:
             self._pruning.cancel()
         self._wake.set()
@@ -215,7 +221,7 @@ class Engine:
             self._last_cycle_ns = now_ns
             commands += self.scheduler.run_cycle(now_ns)
         try:
-            await self._carry_out(commands)
+            await self._carry_out(commands, now_ns)
         except StoreError as error:
             # Whoever asked may ask again: a submit has its request id.
             for future, _ in answers:
@@ -234,7 +240,7 @@ class Engine:
         elif not future.done():
             future.set_exception(error)
 
-    async def _carry_out(self, commands: list[Command]) -> None:
+    async def _carry_out(self, commands: list[Command], now_ns: int) -> None:
         saves = [command for command in commands if isinstance(command, Save)]
         if saves:
             self._saved.clear()
@@ -246,6 +252,7 @@ class Engine:
             finally:
                 self._saved.set()
         self._send(commands)
+        self.journal.record(commands, self.cluster, now_ns)
         for command in commands:
             if isinstance(command, SaveTask):
                 self.watches.changed(command.task)
@@ -272,19 +279,20 @@ class Engine:
                     # An assignment of this turn must arrive before the stop of it.
                     self._flush_assigned(command.node_id, assigned)
                     self._push(command.node_id, wire.stop(command))
+                case SendFreeze():
+                    self._push(command.node_id, wire.freeze(command))
                 case SendSampling():
                     self._push(command.node_id, wire.sampling(limits))
                 case SendAcknowledgement():
                     acknowledged[command.node_id] = command.sequence
         for node_id, sequence in acknowledged.items():
             self._push(node_id, wire.acknowledgement(sequence))
-        for node_id, tasks in assigned.items():
-            self._push(node_id, wire.assignments(tasks, limits))
+        for node_id in tuple(assigned):
+            self._flush_assigned(node_id, assigned)
 
     def _flush_assigned(self, node_id: str, assigned: dict[str, list[Task]]) -> None:
-        tasks = assigned.pop(node_id, None)
-        if tasks:
-            self._push(node_id, wire.assignments(tasks, self.cluster.limits))
+        for message in wire.assignments(assigned.pop(node_id, ()), self.cluster.limits):
+            self._push(node_id, message)
 
     def _welcome(self, command: SendWelcome) -> None:
         before = self._streams.get(command.node_id)

@@ -126,6 +126,8 @@ async def serve(
                 submissions=stored.submissions,
                 next_task_id=stored.next_task_id,
                 now_ns=clock.now_ns(),
+                reservations=stored.reservations,
+                next_reservation_id=stored.next_reservation_id,
             )
             engine = Engine(Scheduler(cluster), store, clock, notices.notify)
             log.info(

@@ -53,10 +53,11 @@ def need(limits: Limits, rules: RuleSet) -> PoolNeed:
         ledger.close()
         history.series.close()
     chunks = -(-limits.nodes_max // CHUNK_SLOTS)
+    records = limits.tasks_running_max + limits.reservations_max
     return PoolNeed(
         columns_bytes=chunks * per_chunk + 16 * limits.nodes_max,
         histories_bytes=limits.nodes_max * per_node,
-        ledger_bytes=ledger_columns + limits.tasks_running_max * RECORD_BYTES + 64 * 1024,
+        ledger_bytes=ledger_columns + records * RECORD_BYTES + 64 * 1024,
         tails_bytes=limits.tasks_running_max * len(OutputStream) * TAIL_BYTES_MAX,
     )
 

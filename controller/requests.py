@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
 from mass.v1 import task_pb2, types_pb2
 
+from controller.core.arrays import array_indexes
+from controller.core.constraint import parse_constraint
 from controller.core.errors import InvalidRequest
 from controller.core.limits import SECOND_NS, Limits
-from controller.core.model import TaskSpec, TaskState
+from controller.core.model import (
+    Dependency,
+    DependencyKind,
+    Preference,
+    TaskAction,
+    TaskSpec,
+    TaskState,
+)
 
 ENVIRONMENT_RESERVED = "MASS_"
 NAME_DEFAULT_LENGTH_MAX = 60
 ID_DIGITS_MAX = 19
+PATH_LENGTH_MAX = 4_096
+PREFERENCES = {
+    types_pb2.PREFERENCE_SPREAD: Preference.SPREAD,
+    types_pb2.PREFERENCE_PACK: Preference.PACK,
+}
+DEPENDENCY_KINDS = {
+    types_pb2.DEPENDENCY_KIND_UNSPECIFIED: DependencyKind.OK,
+    types_pb2.DEPENDENCY_KIND_OK: DependencyKind.OK,
+    types_pb2.DEPENDENCY_KIND_ANY: DependencyKind.ANY,
+    types_pb2.DEPENDENCY_KIND_FAIL: DependencyKind.FAIL,
+}
+TASK_ACTIONS = {
+    task_pb2.TASK_ACTION_HOLD: TaskAction.HOLD,
+    task_pb2.TASK_ACTION_RELEASE: TaskAction.RELEASE,
+    task_pb2.TASK_ACTION_PAUSE: TaskAction.PAUSE,
+    task_pb2.TASK_ACTION_RESUME: TaskAction.RESUME,
+    task_pb2.TASK_ACTION_PRIORITY: TaskAction.PRIORITY,
+}
+_ELEMENT = re.compile(r"([1-9]\d{0,17})_(\d{1,9})", re.ASCII)
 
 
 def submission(
@@ -33,18 +64,58 @@ def submission(
         )
     if len(request.user) > limits.name_length_max:
         raise InvalidRequest(f"user has more than {limits.name_length_max} characters")
+    keys = _keys(request.tasks)
     specs = []
     for index, message in enumerate(request.tasks):
         try:
-            specs.append(spec(message, limits))
+            specs.append(spec(message, limits, keys))
         except InvalidRequest as error:
             where = f"task {index + 1} of {count}: " if count > 1 else ""
             raise InvalidRequest(f"{where}{error.message}") from None
+    names = {place: key for key, place in keys.items()}
+    _refuse_circles(specs, names)
     return request.request_id, request.user, tuple(specs)
 
 
-def spec(message: types_pb2.TaskSpec, limits: Limits) -> TaskSpec:
-    """Return one checked spec with the defaults filled in.
+def _keys(tasks: Iterable[types_pb2.TaskSpec]) -> dict[str, int]:
+    """Return the keys of a call's tasks, with the number by which Dependency names them."""
+    keys: dict[str, int] = {}
+    for index, message in enumerate(tasks):
+        if message.key:
+            if message.key in keys:
+                raise InvalidRequest(f"key '{message.key[:80]}' stands at two tasks")
+            keys[message.key] = -index - 1
+    return keys
+
+
+def _refuse_circles(specs: Sequence[TaskSpec], names: Mapping[int, str]) -> None:
+    """Raise InvalidRequest when tasks of one call wait for each other in a circle."""
+    done: set[int] = set()
+    for start in range(len(specs)):
+        path: dict[int, None] = {}  # those being looked at, in order
+        stack = [(start, False)]
+        while stack:
+            index, left = stack.pop()
+            if left:
+                del path[index]
+                done.add(index)
+                continue
+            if index in done:
+                continue
+            if index in path:
+                circle = [*list(path)[list(path).index(index) :], index]
+                shown = " after ".join(names[-i - 1] for i in circle)
+                raise InvalidRequest(f"tasks wait for each other in a circle: {shown}")
+            path[index] = None
+            stack.append((index, True))
+            own = [-wanted.task_id - 1 for wanted in specs[index].after if wanted.task_id < 0]
+            stack += [(other, False) for other in own]
+
+
+def spec(
+    message: types_pb2.TaskSpec, limits: Limits, keys: Mapping[str, int] | None = None
+) -> TaskSpec:
+    """Return one checked spec with the defaults filled in; `keys` are those of its call.
 
     Raises:
         InvalidRequest: names the field, its value and the bound.
@@ -102,7 +173,79 @@ def spec(message: types_pb2.TaskSpec, limits: Limits) -> TaskSpec:
         requeue=not message.no_requeue,
         environment=environment,
         working_directory=directory,
+        constraint=_constraint(message.constraint, limits),
+        preference=PREFERENCES.get(message.preference, Preference.SPREAD),
+        gpus=_whole("gpus", message.gpus, 0, limits.gpus_max),
+        stdout_path=_output_path("stdout", message.stdout_path),
+        stderr_path=_output_path("stderr", message.stderr_path),
+        hold=message.hold,
+        retry_delay_ns=_retry_delay_ns(message, limits),
+        after=_after(message, limits, keys or {}),
+        array=_array(message, limits),
+        array_running_max=_whole(
+            "array.running_max", message.array.running_max, 0, limits.array_elements_max
+        ),
     )
+
+
+def _whole(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value}; it must be {low} to {high}")
+    return value
+
+
+def _constraint(text: str, limits: Limits) -> str:
+    if len(text) > limits.constraint_length_max:
+        raise InvalidRequest(
+            f"constraint has {len(text)} characters; the bound is {limits.constraint_length_max}"
+        )
+    if text.strip():
+        parse_constraint(text)
+    return text.strip()
+
+
+def _output_path(name: str, path: str) -> str:
+    if path and (not path.startswith("/") or "\0" in path or len(path) > PATH_LENGTH_MAX):
+        raise InvalidRequest(f"{name} '{path[:80]}' is no absolute path")
+    return path
+
+
+def _retry_delay_ns(message: types_pb2.TaskSpec, limits: Limits) -> int:
+    if not message.HasField("retry_delay"):
+        return limits.retry_delay_ns
+    delay_ns = message.retry_delay.ToNanoseconds()
+    if not 0 <= delay_ns <= limits.retry_delay_max_ns:
+        raise InvalidRequest(
+            f"retry_delay is {delay_ns / 1e9:g} s; it must be 0 to"
+            f" {limits.retry_delay_max_ns // SECOND_NS} s"
+        )
+    return delay_ns
+
+
+def _array(message: types_pb2.TaskSpec, limits: Limits) -> str:
+    if not message.HasField("array"):
+        return ""
+    array_indexes(message.array.indexes, limits.array_elements_max)
+    return message.array.indexes
+
+
+def _after(
+    message: types_pb2.TaskSpec, limits: Limits, keys: Mapping[str, int]
+) -> tuple[Dependency, ...]:
+    if len(message.after) > limits.dependencies_max:
+        raise InvalidRequest(
+            f"after names {len(message.after)} tasks; the bound is {limits.dependencies_max}"
+        )
+    found: dict[Dependency, None] = {}
+    for wanted in message.after:
+        kind = DEPENDENCY_KINDS.get(wanted.kind)
+        if kind is None:
+            raise InvalidRequest(f"after.kind {wanted.kind} is none that is known")
+        if wanted.key and wanted.key not in keys:
+            raise InvalidRequest(f"after '{wanted.key[:80]}' is the key of no task of this call")
+        number = keys[wanted.key] if wanted.key else task_id(wanted.task_id)
+        found[Dependency(number, kind)] = None
+    return tuple(found)
 
 
 def _memory(message: types_pb2.TaskSpec, limits: Limits) -> tuple[int, int | None]:
@@ -154,6 +297,38 @@ def task_id(text: str) -> int:
     return number
 
 
+def reservation_id(text: str) -> int:
+    """Return the number of a reservation's id.
+
+    Raises:
+        InvalidRequest: it is no integer from 1.
+    """
+    number = _integer_from_1(text)
+    if number is None:
+        raise InvalidRequest(f"reservation id '{text[:40]}' is no integer from 1")
+    return number
+
+
+def element(text: str) -> tuple[int, int] | None:
+    """Return array and index of an id such as 12_3, None for any other text."""
+    match = _ELEMENT.fullmatch(text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def action(request: task_pb2.ControlTasksRequest, limits: Limits) -> TaskAction:
+    """Return what is to be done to tasks.
+
+    Raises:
+        InvalidRequest: it is no action, or the priority is out of bounds.
+    """
+    found = TASK_ACTIONS.get(request.action)
+    if found is None:
+        raise InvalidRequest(f"action {request.action} is none that is known")
+    if found is TaskAction.PRIORITY:
+        _whole("priority", request.priority, -limits.priority_max, limits.priority_max)
+    return found
+
+
 def page_before(token: str) -> int | None:
     """Return the task id below which a page of tasks begins; None for the first page.
 
@@ -174,17 +349,12 @@ def _integer_from_1(text: str) -> int | None:
     return number if 1 <= number < 1 << 62 else None
 
 
-def task_ids(texts: list[str], limits: Limits) -> list[int]:
-    """Return the numbers of task ids, each once, in their order.
-
-    Raises:
-        InvalidRequest: there are none or too many, or one is no integer from 1.
-    """
-    if not 1 <= len(texts) <= limits.tasks_per_call_max:
+def check_id_count(count: int, limits: Limits) -> None:
+    """Raise InvalidRequest when a call names no task or too many."""
+    if not 1 <= count <= limits.tasks_per_call_max:
         raise InvalidRequest(
-            f"{len(texts)} task ids in one call; it takes 1 to {limits.tasks_per_call_max}"
+            f"{count} task ids in one call; it takes 1 to {limits.tasks_per_call_max}"
         )
-    return list(dict.fromkeys(task_id(text) for text in texts))
 
 
 PAGE_SIZE_DEFAULT = 100

@@ -11,6 +11,8 @@ from mass.v1 import (
     agent_pb2_grpc,
     alert_pb2,
     alert_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     node_pb2,
@@ -23,7 +25,9 @@ from mass.v1 import (
 
 from controller.engine import Engine
 from controller.service.agents import AgentService
-from controller.service.inspection import AlertService, MemoryService, NodeService, RuleService
+from controller.service.events import EventService
+from controller.service.inspection import AlertService, NodeService, RuleService
+from controller.service.memory import MemoryService
 from controller.service.tasks import TaskService
 
 MESSAGE_BYTES_MAX = 16 << 20
@@ -46,7 +50,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 def service_names() -> tuple[str, ...]:
     """Return the full names of our services."""
-    files = (agent_pb2, alert_pb2, memory_pb2, node_pb2, rule_pb2, task_pb2)
+    files = (agent_pb2, alert_pb2, event_pb2, memory_pb2, node_pb2, rule_pb2, task_pb2)
     return tuple(
         service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()
     )
@@ -63,6 +67,7 @@ class Server:
         memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(engine), server)
         rule_pb2_grpc.add_RuleServiceServicer_to_server(RuleService(engine), server)
         alert_pb2_grpc.add_AlertServiceServicer_to_server(AlertService(engine), server)
+        event_pb2_grpc.add_EventServiceServicer_to_server(EventService(engine), server)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         self._names = (*service_names(), health.SERVICE_NAME)

@@ -9,13 +9,29 @@ from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
 from controller import wire
 from controller.core.cluster import Cluster
 from controller.core.explain import NodeRefusal, pending_reason
-from controller.core.model import Alert, Task, TaskSpec
+from controller.core.model import (
+    Alert,
+    DependencyKind,
+    MemoryReservation,
+    Preference,
+    Task,
+    TaskSpec,
+)
 from controller.core.nodes import NodeRecord
 from controller.core.results import Results
 from controller.core.rules import Rule
 from controller.wire import duration, timestamp
 
 OOM_CAUSES = {core: shown for shown, core in wire.OOM_CAUSES.items()}
+KINDS_SHOWN = {
+    DependencyKind.OK: types_pb2.DEPENDENCY_KIND_OK,
+    DependencyKind.ANY: types_pb2.DEPENDENCY_KIND_ANY,
+    DependencyKind.FAIL: types_pb2.DEPENDENCY_KIND_FAIL,
+}
+PREFERENCES_SHOWN = {
+    Preference.SPREAD: types_pb2.PREFERENCE_SPREAD,
+    Preference.PACK: types_pb2.PREFERENCE_PACK,
+}
 # In the order of controller.core.promise.PRESSURES.
 PRESSURES_SHOWN = (
     types_pb2.PRESSURE_NONE,
@@ -39,7 +55,21 @@ def spec_view(spec: TaskSpec) -> types_pb2.TaskSpec:
         no_requeue=not spec.requeue,
         environment=dict(spec.environment),
         working_directory=spec.working_directory,
+        constraint=spec.constraint,
+        preference=PREFERENCES_SHOWN[spec.preference],
+        gpus=spec.gpus,
+        stdout_path=spec.stdout_path,
+        stderr_path=spec.stderr_path,
+        hold=spec.hold,
+        retry_delay=duration(spec.retry_delay_ns),
+        after=[
+            types_pb2.Dependency(task_id=str(wanted.task_id), kind=KINDS_SHOWN[wanted.kind])
+            for wanted in spec.after
+        ],
     )
+    if spec.array:
+        message.array.indexes = spec.array
+        message.array.running_max = spec.array_running_max
     if spec.time_limit_ns is not None:
         message.time_limit.CopyFrom(duration(spec.time_limit_ns))
     return message
@@ -62,7 +92,13 @@ def task_view(cluster: Cluster, results: Results | None, task: Task) -> types_pb
         failures=task.failures,
         memory_requeues=task.memory_requeues,
         oom_cause=OOM_CAUSES[task.oom_cause],
+        array_id=str(task.array_id) if task.array_id else "",
+        array_index=task.array_index,
+        gpu_indexes=task.gpu_indexes,
     )
+    message.spec.priority = task.priority
+    if task.not_before_ns:
+        message.not_before.CopyFrom(timestamp(task.not_before_ns))
     message.submitted_at.CopyFrom(timestamp(task.submitted_at_ns))
     if task.started_at_ns:
         message.started_at.CopyFrom(timestamp(task.started_at_ns))
@@ -99,10 +135,15 @@ def node_view(
         cpus=node.cpus,
         cpus_used=float(table.cpus_used[slot]),
         tasks_running=len(record.task_ids),
+        labels=dict(node.labels),
+        gpus=node.gpus,
+        gpus_used=int(table.gpus_used[slot]),
         machine_id=node.machine_id,
         agent_version=node.agent_version,
         enforcement=node.enforcement,
     )
+    if node.drain_deadline_ns:
+        message.drain_deadline.CopyFrom(timestamp(node.drain_deadline_ns))
     if node.scheduling_since_ns:
         message.scheduling_since.CopyFrom(timestamp(node.scheduling_since_ns))
     message.last_seen_at.CopyFrom(timestamp(record.last_seen_ns))
@@ -168,6 +209,19 @@ def rule_view(rule: Rule, holding_nodes: int, known_nodes: int) -> rule_pb2.Rule
         scope=rule.scope.value,
         keep_firing=duration(rule.keep_firing_ns),
         known_nodes=known_nodes,
+    )
+
+
+def reservation_view(reservation: MemoryReservation) -> memory_pb2.Reservation:
+    """Return a reservation of memory."""
+    return memory_pb2.Reservation(
+        id=str(reservation.id),
+        node_id=reservation.node_id,
+        memory_bytes=reservation.memory_bytes,
+        purpose=reservation.purpose,
+        user=reservation.user,
+        created_at=timestamp(reservation.created_at_ns),
+        expires_at=timestamp(reservation.expires_at_ns),
     )
 
 

@@ -15,9 +15,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mass.v1 import agent_pb2, types_pb2
 
 from controller.core.cluster import Cluster
-from controller.core.commands import SendStop, SendWelcome
+from controller.core.commands import SendFreeze, SendStop, SendWelcome
 from controller.core.errors import InvalidRequest, ProtocolMismatch
-from controller.core.events import AttemptEnded, AttemptStarted, NodeJoined
+from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, NodeJoined
 from controller.core.history import INDEX
 from controller.core.limits import PROTOCOL_VERSION, SECOND_NS, Limits
 from controller.core.metrics import CUSTOM_METRICS_MAX, CUSTOM_NAME, CUSTOM_NAME_RULE
@@ -29,8 +29,15 @@ log = logging.getLogger(__name__)
 NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 NODE_ID_RULE = "1 to 63 letters, digits, '.', '_' or '-'"
 ATTEMPTS_MAX = 10_000
+LABELS_MAX = 64
+LABEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}", re.ASCII)
+LABEL_VALUE_LENGTH_MAX = 63
+GPUS_MAX = 1_024
+ERROR_TEXT_LENGTH_MAX = 2_048
 IDENTITY_LENGTH_MAX = 128
 BYTES_MAX = 1 << 50
+# An agent takes no message above 16 MiB, and one task may have 256 KiB of words and variables.
+ASSIGNMENTS_BYTES_MAX = 4 << 20
 CUSTOM_VALUE_MAX = 1e30  # beyond it the series takes a value for not reported
 OUTPUT_BYTES_MAX = 64 << 10
 SAMPLE_AGE_MAX_NS = 3_600 * SECOND_NS  # of the oldest sample in a batch, before its newest
@@ -90,6 +97,8 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
     _within("hello.memory_capacity_bytes", hello.memory_capacity_bytes, 0, BYTES_MAX)
     if not 0 < hello.cpus <= 4_096:
         raise InvalidRequest(f"hello.cpus is {hello.cpus:g}; it must be above 0, at most 4096")
+    _within("hello.gpus", hello.gpus, 0, GPUS_MAX)
+    _check_labels(hello.labels)
     _within("the number of hello.attempts", len(hello.attempts), 0, ATTEMPTS_MAX)
     _within("the number of hello.custom_metrics", len(hello.custom_metrics), 0, CUSTOM_METRICS_MAX)
     return NodeJoined(
@@ -105,7 +114,21 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
         enforcement=hello.enforcement,
         attempts=tuple(_known(attempt) for attempt in hello.attempts),
         stream=stream,
+        labels=dict(hello.labels),
+        gpus=hello.gpus,
     )
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    _within("the number of hello.labels", len(labels), 0, LABELS_MAX)
+    for name, value in labels.items():
+        if not LABEL_NAME.fullmatch(name):
+            raise InvalidRequest(f"hello.labels '{name[:80]}' is no name of a label")
+        if len(value) > LABEL_VALUE_LENGTH_MAX or not (value == "" or value.isprintable()):
+            raise InvalidRequest(
+                f"hello.labels {name} '{value[:80]}' must be at most {LABEL_VALUE_LENGTH_MAX}"
+                " printable characters"
+            )
 
 
 def _known(attempt: agent_pb2.KnownAttempt) -> KnownAttempt:
@@ -235,7 +258,7 @@ def _tasks_used(cluster: Cluster, slot: int) -> int:
 
 def report(
     message: agent_pb2.Report, node_id: str, at_ns: int, stream: int | None = None
-) -> AttemptStarted | AttemptEnded:
+) -> AttemptStarted | AttemptFrozen | AttemptEnded:
     """Return the event of a report that came on a stream of the node.
 
     Raises:
@@ -255,8 +278,18 @@ def report(
             started_at_ns=_instant("report.started.started_at", message.started.started_at),
             stream=stream,
         )
+    if kind == "frozen":
+        return AttemptFrozen(
+            at_ns=at_ns,
+            node_id=node_id,
+            sequence=message.sequence,
+            task_id=message.task_id,
+            attempt=message.attempt,
+            paused=message.frozen.paused,
+            stream=stream,
+        )
     if kind != "ended":
-        raise InvalidRequest(f"report {message.sequence} has neither started nor ended")
+        raise InvalidRequest(f"report {message.sequence} has neither started nor ended nor frozen")
     ended = message.ended
     _within("report.ended.memory_peak_bytes", ended.memory_peak_bytes, 0, BYTES_MAX)
     return AttemptEnded(
@@ -278,7 +311,14 @@ def report(
         stdout_tail=ended.stdout_tail[-OUTPUT_BYTES_MAX:],
         stderr_tail=ended.stderr_tail[-OUTPUT_BYTES_MAX:],
         stream=stream,
+        error_text=_printable(ended.error_text[-ERROR_TEXT_LENGTH_MAX:]),
     )
+
+
+def _printable(text: str) -> str:
+    """Return a task's words as one line that cannot steer a terminal."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def write_output(cluster: Cluster, chunk: agent_pb2.OutputChunk) -> None:
@@ -315,12 +355,16 @@ def welcome(command: SendWelcome, limits: Limits) -> agent_pb2.ControllerMessage
     )
 
 
-def assignments(tasks: Iterable[Task], limits: Limits) -> agent_pb2.ControllerMessage:
-    """Return the message that gives attempts to their node."""
-    batch = agent_pb2.AssignmentBatch()
+def assignments(tasks: Iterable[Task], limits: Limits) -> list[agent_pb2.ControllerMessage]:
+    """Return the messages that give attempts to their node: one, or more where they are large."""
+    messages: list[agent_pb2.ControllerMessage] = []
+    size_bytes = ASSIGNMENTS_BYTES_MAX  # of the last message
     for task in tasks:
+        if size_bytes >= ASSIGNMENTS_BYTES_MAX:
+            messages.append(agent_pb2.ControllerMessage())
+            size_bytes = 0
         spec = task.spec
-        assignment = batch.assignments.add(
+        assignment = messages[-1].assignments.assignments.add(
             task_id=task.id,
             attempt=task.attempt,
             command=spec.command,
@@ -330,10 +374,17 @@ def assignments(tasks: Iterable[Task], limits: Limits) -> agent_pb2.ControllerMe
             memory_request_bytes=spec.memory_request_bytes,
             cpus=spec.cpus,
             grace=duration(limits.cancel_grace_ns),
+            stdout_path=spec.stdout_path,
+            stderr_path=spec.stderr_path,
+            gpu_indexes=task.gpu_indexes,
+            array_id=task.array_id,
+            array_index=task.array_index,
+            task_label=task.label,
         )
         if spec.time_limit_ns is not None:
             assignment.time_limit.CopyFrom(duration(spec.time_limit_ns))
-    return agent_pb2.ControllerMessage(assignments=batch)
+        size_bytes += assignment.ByteSize()
+    return messages
 
 
 def stop(command: SendStop) -> agent_pb2.ControllerMessage:
@@ -343,6 +394,15 @@ def stop(command: SendStop) -> agent_pb2.ControllerMessage:
             task_id=command.task_id,
             attempt=command.attempt,
             grace=duration(command.grace_ns),
+        )
+    )
+
+
+def freeze(command: SendFreeze) -> agent_pb2.ControllerMessage:
+    """Return the message that pauses an attempt, or lets it go on."""
+    return agent_pb2.ControllerMessage(
+        freeze=agent_pb2.Freeze(
+            task_id=command.task_id, attempt=command.attempt, paused=command.paused
         )
     )
 

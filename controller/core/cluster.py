@@ -11,17 +11,24 @@ from typing import TypeVar
 from allocator.ledger import Ledger, LedgerFull
 from allocator.pool import Pool, PoolExhausted
 from allocator.tails import TailKey, Tails
+from controller.core.accounts import Accounts
 from controller.core.alerts import Alerts
+from controller.core.arrays import Arrays
+from controller.core.dependencies import Dependencies
 from controller.core.errors import InvalidRequest, LimitReached, PoolIsExhausted
 from controller.core.history import History
 from controller.core.limits import Limits
 from controller.core.metrics import Scope
 from controller.core.model import (
     PLACED_STATES,
+    WAITING_STATES,
     Alert,
+    Dependency,
+    MemoryReservation,
     Node,
     NodeState,
     OutputStream,
+    Scheduling,
     Submission,
     Task,
     TaskState,
@@ -44,7 +51,9 @@ class Cluster:
         self.rules = rules
         self.pool = pool
         self.history = History(pool, limits, rules.window_metrics, rules.custom_metrics)
-        self.ledger = Ledger(pool, limits.nodes_max, limits.tasks_running_max)
+        self.ledger = Ledger(
+            pool, limits.nodes_max, limits.tasks_running_max + limits.reservations_max
+        )
         self.tails = Tails(pool, limits.tasks_running_max * len(OutputStream))
         self.alerts = Alerts(rules.rules, limits)
         self.task_rows = TaskRows(limits.tasks_running_max)  # filled where a rule is of tasks
@@ -55,6 +64,14 @@ class Cluster:
         self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
         self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
         self.queue = PendingQueue()
+        self.dependencies = Dependencies()
+        self.delayed: dict[int, int] = {}  # waiting tasks that may not start before this instant
+        self.arrays = Arrays()
+        self.accounts = Accounts()
+        self.draining: set[str] = set()  # nodes that wait for their last task
+        self.memory_reservations: dict[int, MemoryReservation] = {}
+        self.memory_handles: dict[int, int] = {}  # reservation id -> handle in the ledger
+        self.next_reservation_id = 1
         self.submissions: OrderedDict[str, Submission] = OrderedDict()
         self.next_task_id = 1
         # Why the waiting tasks of a shape were refused in the last cycle.
@@ -62,6 +79,7 @@ class Cluster:
         # Waiting tasks that later ones were placed past, and since when; who keeps which node.
         self.overtaken_since_ns: dict[int, int] = {}
         self.kept_slots: dict[int, int] = {}
+        self._woken_ns = 0  # what was delayed up to here is in the queue
         self._settling_until_ns = 0  # after a restart, while known nodes come back
 
     def put_task(self, task: Task) -> None:
@@ -69,28 +87,74 @@ class Cluster:
         before = self.tasks.get(task.id)
         if before is not None and before.state in PLACED_STATES:
             self._leave_node(before)
+        if task.array_id:
+            self.arrays.change(before, task)
         if task.state is TaskState.PENDING:
-            if task.id not in self.queue:
-                self.queue.add(task)
+            if before is not None and before.priority != task.priority:
+                self.queue.remove(task.id)
+            self._wait(task)
         else:
             self.queue.remove(task.id)
+            self.delayed.pop(task.id, None)
             self.overtaken_since_ns.pop(task.id, None)
             self.kept_slots.pop(task.id, None)
         if task.ended:
             self.tasks.pop(task.id, None)
+            self.dependencies.remove(task.id, task.spec.after)
             return
         self.tasks[task.id] = task
         if task.state in PLACED_STATES:
             self._join_node(task)
 
+    def _wait(self, task: Task) -> None:
+        """Put a waiting task where it waits: for other tasks, for its time, or for a node."""
+        if task.id in self.queue or task.id in self.dependencies:
+            return
+        if task.not_before_ns > self._woken_ns:
+            self.delayed[task.id] = task.not_before_ns
+        else:
+            self.queue.add(task)
+
+    def wake(self, now_ns: int) -> bool:
+        """Let the tasks be placed whose time has come; say if there are any."""
+        self._woken_ns = max(self._woken_ns, now_ns)
+        due = sorted(i for i, not_before_ns in self.delayed.items() if not_before_ns <= now_ns)
+        for task_id in due:
+            del self.delayed[task_id]
+            self.queue.add(self.tasks[task_id])
+        return bool(due)
+
+    def complete(self, thing_id: int) -> None:
+        """Let the tasks go on that waited for this task or array, which has ended as they hoped."""
+        for task_id in self.dependencies.complete(thing_id):
+            task = self.tasks[task_id]
+            if task.state is TaskState.PENDING:
+                self._wait(task)
+
+    def is_open(self, thing_id: int) -> bool:
+        """Say whether a task, or an element of an array, with this id has not ended."""
+        return thing_id in self.tasks or thing_id in self.arrays
+
+    def unmet(self, task: Task) -> tuple[Dependency, ...]:
+        """Return the dependencies of a task that have not ended."""
+        return tuple(wanted for wanted in task.spec.after if self.is_open(wanted.task_id))
+
     def _join_node(self, task: Task) -> None:
         record = self.nodes[task.node_id]
         record.task_ids.add(task.id)
+        self.accounts.add(task)
+        if task.spec.gpus:
+            record.gpus_taken.update(task.gpu_indexes)
+            self.table.gpus_used[record.slot] += task.spec.gpus
         self.table.cpus_used[record.slot] += task.spec.cpus
 
     def _leave_node(self, task: Task) -> None:
         record = self.nodes[task.node_id]
         record.task_ids.discard(task.id)
+        self.accounts.remove(task)
+        if task.spec.gpus:
+            record.gpus_taken.difference_update(task.gpu_indexes)
+            self.table.gpus_used[record.slot] -= task.spec.gpus
         # Not below zero by a rounding error, and exactly zero when nothing is left.
         left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
         self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0
@@ -124,6 +188,31 @@ class Cluster:
         task = self.tasks[task_id]
         for stream in OutputStream:
             self.tails.drop(TailKey(task_id, task.attempt, stream.value))
+
+    def set_aside(self, reservation: MemoryReservation) -> None:
+        """Set memory aside for something that is not a task.
+
+        Raises:
+            NoRoom: the node's reserved sum would pass its capacity.
+            PoolIsExhausted: the pool has no room even after histories and tails gave way.
+        """
+        assert len(self.memory_reservations) < self.limits.reservations_max
+        record = self.nodes[reservation.node_id]
+        # Below 0, which no task has.
+        handle = self.with_room(
+            lambda: self.ledger.reserve(record.slot, reservation.memory_bytes, -reservation.id, 0)
+        )
+        self.memory_handles[reservation.id] = handle
+        self.memory_reservations[reservation.id] = reservation
+        record.reservation_ids.add(reservation.id)
+        self.table.reservations[record.slot] += 1
+
+    def give_back(self, reservation_id: int) -> None:
+        """End a reservation of memory for something that is not a task."""
+        self.ledger.release(self.memory_handles.pop(reservation_id))
+        record = self.nodes[self.memory_reservations.pop(reservation_id).node_id]
+        record.reservation_ids.discard(reservation_id)
+        self.table.reservations[record.slot] -= 1
 
     def with_room(self, action: Callable[[], T]) -> T:
         """Run an action that takes pool memory, making room in the fixed order when it is full."""
@@ -187,6 +276,21 @@ class Cluster:
         self.set_node(record)
         return record
 
+    def remove_node(self, node_id: str) -> NodeRecord:
+        """Forget a node without tasks and reservations; its slot may become another's."""
+        record = self.nodes.pop(node_id)
+        assert not record.task_ids
+        assert not record.reservation_ids
+        for task_id, slot in list(self.kept_slots.items()):
+            if slot == record.slot:
+                del self.kept_slots[task_id]
+        for names in (self.leaving, self.unsettled, self.draining):
+            names.discard(node_id)
+        self.ledger.clear_node(record.slot)
+        self.table.clear(record.slot)
+        self.history.series.remove_node(record.slot)
+        return record
+
     def set_node(self, record: NodeRecord) -> None:
         """Bring row and capacity in step with a node that has joined or changed."""
         self.ledger.set_node(record.slot, self._capacity(record))
@@ -231,6 +335,8 @@ class Cluster:
         submissions: tuple[Submission, ...],
         next_task_id: int,
         now_ns: int,
+        reservations: tuple[MemoryReservation, ...] = (),
+        next_reservation_id: int = 1,
     ) -> None:
         """Take over what the store remembers. The ledger is derived: it is built anew from it."""
         assert not self.tasks
@@ -239,18 +345,33 @@ class Cluster:
             record = self.add_node(node, now_ns, None)
             record.state = NodeState.UNREACHABLE
             self.table.refresh_open(record)
+            if node.scheduling is Scheduling.DRAINING:
+                self.draining.add(node.id)
         placed = [task for task in tasks if task.state in PLACED_STATES]
         wanted: dict[str, int] = {}
+        for reservation in reservations:
+            wanted[reservation.node_id] = (
+                wanted.get(reservation.node_id, 0) + reservation.memory_bytes
+            )
         for task in placed:
             wanted[task.node_id] = wanted.get(task.node_id, 0) + task.spec.memory_request_bytes
         for node_id, total in wanted.items():
             # A capacity that was lowered under running tasks must not lose their reservations.
             record = self.nodes[node_id]
             self.ledger.set_node(record.slot, max(total, self._capacity(record)))
+        self._woken_ns = now_ns
         for task in tasks:
+            if task.state in WAITING_STATES and task.spec.after:
+                continue
             self.put_task(task)
+        # An end that disappoints a waiting task ends it too, in one transaction. So whatever is
+        # not open any more has ended as was hoped.
+        self._restore_waiting([t for t in tasks if t.state in WAITING_STATES and t.spec.after])
         for task in placed:
             self.reserve(task, self.nodes[task.node_id].slot)
+        for reservation in reservations:
+            self.set_aside(reservation)
+        self.next_reservation_id = next_reservation_id
         for node_id in wanted:
             self.set_node(self.nodes[node_id])
         for submission in submissions:
@@ -260,6 +381,18 @@ class Cluster:
         slots = {record.node.id: record.slot for record in self.nodes.values()}
         self.update_task_rows()
         self.alerts.restore(alerts, slots, now_ns, self.task_rows.by_subject())
+
+    def _restore_waiting(self, tasks: list[Task]) -> None:
+        still_open = {task.id for task in tasks} | {t.array_id for t in tasks if t.array_id}
+        for task in tasks:
+            unmet = [
+                wanted
+                for wanted in task.spec.after
+                if self.is_open(wanted.task_id) or wanted.task_id in still_open
+            ]
+            self.dependencies.add(task.id, unmet)
+        for task in tasks:
+            self.put_task(task)
 
     def _capacity(self, record: NodeRecord) -> int:
         return capacity_bytes(
@@ -320,8 +453,7 @@ class Cluster:
         placed = {i for i, task in self.tasks.items() if task.state in PLACED_STATES}
         waiting = {i for i, task in self.tasks.items() if task.state is TaskState.PENDING}
         assert set(self.reservations) == placed, "a reservation for each placed task, no other"
-        assert len(self.queue) == len(waiting)
-        assert all(task_id in self.queue for task_id in waiting)
+        self._check_waiting(waiting)
         assert all(task_id < self.next_task_id for task_id in self.tasks)
         by_node: dict[str, set[int]] = {}
         for task_id in placed:
@@ -339,11 +471,31 @@ class Cluster:
         assert set(self.kept_slots) <= waiting
         assert set(self.overtaken_since_ns) <= waiting
 
+    def _check_waiting(self, waiting: set[int]) -> None:
+        """Assert that each waiting task waits in one place: for others, for its time, in line."""
+        self.dependencies.check()
+        self.arrays.check(self.tasks)
+        for task_id in waiting:
+            places = (task_id in self.queue, task_id in self.delayed)
+            assert sum(places) == (task_id not in self.dependencies), f"task {task_id}"
+        assert len(self.queue) + len(self.delayed) <= len(waiting)
+        for task_id, task in self.tasks.items():
+            unmet = [wanted.task_id for wanted in task.spec.after if self.is_open(wanted.task_id)]
+            waits_for = self.dependencies.waits_for(task_id, task.spec.after)
+            assert unmet == waits_for, f"task {task_id} waits for {waits_for}, open are {unmet}"
+
     def _check_sums(self, record: NodeRecord) -> None:
         """Assert that ledger and table say of a node what its tasks add up to."""
         slot, specs = record.slot, [self.tasks[task_id].spec for task_id in record.task_ids]
         reserved_bytes = sum(spec.memory_request_bytes for spec in specs)
-        assert self.ledger.count[slot] == len(specs)
+        for reservation_id in record.reservation_ids:
+            reserved_bytes += self.memory_reservations[reservation_id].memory_bytes
+        assert self.table.reservations[slot] == len(record.reservation_ids)
+        assert self.ledger.count[slot] == len(specs) + len(record.reservation_ids)
+        indexes = [i for task_id in record.task_ids for i in self.tasks[task_id].gpu_indexes]
+        assert len(indexes) == len(set(indexes)), "a GPU has two tasks"
+        assert record.gpus_taken == set(indexes)
+        assert self.table.gpus_used[slot] == sum(spec.gpus for spec in specs)
         assert self.ledger.reserved_bytes[slot] == reserved_bytes
         assert self.ledger.capacity_bytes[slot] == self._capacity(record)
         assert abs(float(self.table.cpus_used[slot]) - sum(spec.cpus for spec in specs)) < 1e-6

@@ -9,6 +9,7 @@ from controller.core.model import (
     Alert,
     Attempt,
     KnownAttempt,
+    MemoryReservation,
     Node,
     OutputStream,
     Submission,
@@ -48,6 +49,27 @@ class SaveNode:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetNode:
+    """Keep nothing of a node any more."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReservation:
+    """Keep this value of a reservation of memory."""
+
+    reservation: MemoryReservation
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetReservation:
+    """Keep nothing of a reservation any more: it was given back, or its time is over."""
+
+    reservation_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class SaveSubmission:
     """Keep the answer to a submit, so that a repeated call gets the same one."""
 
@@ -61,7 +83,17 @@ class SaveAlert:
     alert: Alert
 
 
-Save = SaveTask | SaveAttempt | SaveOutput | SaveNode | SaveSubmission | SaveAlert
+Save = (
+    SaveTask
+    | SaveAttempt
+    | SaveOutput
+    | SaveNode
+    | ForgetNode
+    | SaveReservation
+    | ForgetReservation
+    | SaveSubmission
+    | SaveAlert
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +126,16 @@ class SendStop:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFreeze:
+    """Pause an attempt's processes, or let them go on."""
+
+    node_id: str
+    task_id: int
+    attempt: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SendAcknowledgement:
     """Let the agent forget its reports up to this one."""
 
@@ -108,7 +150,7 @@ class SendSampling:
     node_id: str
 
 
-Send = SendWelcome | SendAssignment | SendStop | SendAcknowledgement | SendSampling
+Send = SendWelcome | SendAssignment | SendStop | SendFreeze | SendAcknowledgement | SendSampling
 
 
 @dataclass(frozen=True, slots=True)

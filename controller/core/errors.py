@@ -29,6 +29,24 @@ class NotFound(MassError):
     reason = "NOT_FOUND"
 
 
+class Conflict(MassError):
+    """The thing is in a state in which this cannot be done; change that first."""
+
+    reason = "CONFLICT"
+
+
+class OutcomeUnknown(MassError):
+    """A task that another waits for has ended meanwhile; look its end up and ask again."""
+
+    reason = "OUTCOME_UNKNOWN"
+
+
+class NoMemoryFree(MassError):
+    """No node can promise that much memory now; try again later."""
+
+    reason = "NO_NODE_WITH_MEMORY"
+
+
 class LimitReached(MassError):
     """A bound of the controller is reached; try again later."""
 

@@ -5,10 +5,11 @@ Samples are not events: they are written straight into the series.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from controller.core.limits import Limits
-from controller.core.model import KnownAttempt, OomCause, TaskSpec
+from controller.core.model import KnownAttempt, OomCause, TaskAction, TaskSpec, TaskState
 from controller.core.rules import RuleSet
 
 
@@ -28,6 +29,8 @@ class NodeJoined:
     enforcement: str
     attempts: tuple[KnownAttempt, ...]
     stream: int  # the engine's number of the stream; a later one replaces an earlier one
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,16 @@ class NodeLeft:
 
 @dataclass(frozen=True, slots=True)
 class TasksSubmitted:
-    """A user wants new tasks. Answered with the tuple of their ids."""
+    """A user wants new tasks. Answered with the tuple of their ids; an array has one.
+
+    `outcomes` are, by task or array, the states of what had ended of those that `after` names.
+    """
 
     at_ns: int
     request_id: str
     user: str
     specs: tuple[TaskSpec, ...]
+    outcomes: Mapping[int, frozenset[TaskState]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,19 @@ class TasksCancelled:
     at_ns: int
     task_ids: tuple[int, ...]
     grace_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TasksControlled:
+    """A user holds, releases, pauses or resumes tasks, or changes their priority.
+
+    Answered with, for each task, why the action does not apply; "" where it was done.
+    """
+
+    at_ns: int
+    task_ids: tuple[int, ...]
+    action: TaskAction
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +115,20 @@ class AttemptEnded:
     stdout_tail: bytes = b""
     stderr_tail: bytes = b""
     stream: int | None = None  # as in AttemptStarted
+    error_text: str = ""  # what the task wrote to its MASS_ERROR_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFrozen:
+    """An agent's report: the attempt was paused, or goes on."""
+
+    at_ns: int
+    node_id: str
+    sequence: int
+    task_id: int
+    attempt: int
+    paused: bool
+    stream: int | None = None  # as in AttemptStarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +148,55 @@ class NodeUncordoned:
     at_ns: int
     node_id: str
     user: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDrained:
+    """Somebody keeps new tasks off a node and waits for those it has. Answered with the node."""
+
+    at_ns: int
+    node_id: str
+    reason: str
+    user: str
+    deadline_ns: int = 0  # the instant at which the tasks left are ended; 0: never
+
+
+@dataclass(frozen=True, slots=True)
+class NodeForgotten:
+    """Somebody removes a node that is gone. Answered with its id."""
+
+    at_ns: int
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationAsked:
+    """Somebody wants memory set aside. Answered with the reservation."""
+
+    at_ns: int
+    request_id: str
+    memory_bytes: int
+    node_id: str  # empty: the node with the most memory left
+    ttl_ns: int
+    purpose: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRenewed:
+    """Somebody moves the end of a reservation. Answered with the reservation."""
+
+    at_ns: int
+    reservation_id: int
+    ttl_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationReleased:
+    """Somebody gives a reservation back. Answered with its id."""
+
+    at_ns: int
+    reservation_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +220,17 @@ Event = (
     | NodeLeft
     | TasksSubmitted
     | TasksCancelled
+    | TasksControlled
     | AttemptStarted
     | AttemptEnded
+    | AttemptFrozen
     | NodeCordoned
     | NodeUncordoned
+    | NodeDrained
+    | NodeForgotten
+    | ReservationAsked
+    | ReservationRenewed
+    | ReservationReleased
     | Reconfigured
     | Tick
 )

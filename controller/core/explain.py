@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from controller.core.cluster import Cluster
-from controller.core.model import NodeState, Scheduling, Task, TaskState
+from controller.core.model import (
+    NodeState,
+    Preference,
+    Scheduling,
+    Task,
+    TaskSpec,
+    TaskState,
+)
 from controller.core.nodes import NodeRecord
-from controller.core.placement import Refusal
-from controller.core.queue import shape_of
+from controller.core.placement import Chooser, Refusal, explain_shape
+from controller.core.queue import line_of, shape_of
 from controller.core.results import Results
 from controller.core.task_events import gibibytes
 
@@ -32,23 +41,45 @@ def pending_reason(cluster: Cluster, results: Results | None, task: Task) -> tup
     """Return the code and the sentence for why a task waits, as of the last cycle."""
     if task.state is not TaskState.PENDING or results is None:
         return task.reason_code, task.reason
-    refusal = cluster.refusals.get(shape_of(task))
+    if task.id in cluster.dependencies:
+        return "DEPENDENCY", _waits_for(cluster, task)
+    if task.id in cluster.delayed:
+        left_s = max(0.0, (task.not_before_ns - results.now_ns) / 1e9)
+        return "RETRY_DELAY", f"{task.reason}; it waits {left_s:.0f} s before that"
+    refusal = cluster.refusals.of_line(line_of(task))
     if refusal is None:
         return "WAITING", "waits for the next cycle"
     return refusal.code, _sentence(cluster, results, task, refusal)
 
 
+def _waits_for(cluster: Cluster, task: Task) -> str:
+    unmet = cluster.unmet(task)
+    shown = ", ".join(f"{wanted.task_id} ({wanted.kind.value})" for wanted in unmet[:10])
+    more = f" and {len(unmet) - 10} more" if len(unmet) > 10 else ""
+    return f"waits for {shown}{more}"
+
+
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
     asks = f"asks {gibibytes(task.spec.memory_request_bytes)}"
-    cpus = f"asks {task.spec.cpus:g} cpus"
+    cpus, gpus = f"asks {task.spec.cpus:g} cpus", f"asks {task.spec.gpus} GPUs"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
         return f"{cluster.limits.tasks_running_max} tasks are running, which is the bound"
+    if refusal.code == "ARRAY_LIMIT":
+        bound = task.spec.array_running_max
+        return f"{bound} elements of array {task.array_id} are placed, which is its bound"
+    if refusal.code == "USER_LIMIT":
+        bound = cluster.limits.user_tasks_max
+        return f"{bound} tasks of user {task.user} are placed, which is the bound for one user"
     if refusal.code == "NO_NODE_READY" or slot is None:
         return f"no node is ready ({len(cluster.nodes)} known)"
     best = cluster.table.ids[slot]
     promise = gibibytes(refusal.best_promise_bytes)
     sentences = {
+        "NO_NODE_MATCHES": f"no ready node fulfils its constraint: {task.spec.constraint}",
+        "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has so"
+        " many",
+        "NO_NODE_WITH_GPUS": f"{gpus}, no node with memory and cpus for it has so many free",
         "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
         f" {gibibytes(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node that is large enough has so many",
@@ -111,6 +142,46 @@ def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list
     return refusals
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a task would go now, or why it would wait."""
+
+    node_id: str
+    code: str
+    reason: str
+    refusals: list[NodeRefusal]  # of the other nodes
+
+
+def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
+    """Return where a task would be placed by what the last cycle left; nothing is queued."""
+    task = Task(0, spec, "", TaskState.PENDING, submitted_at_ns=0)
+    if results is None:
+        return Plan("", "WAITING", "no cycle has run yet", [])
+    shape, kept = shape_of(task), np.zeros(results.count, dtype=np.bool_)
+    kept[[slot for slot in cluster.kept_slots.values() if slot < results.count]] = True
+    slot = Chooser(results.offers, kept).choose(shape)
+    refusals = node_refusals(cluster, results, task)
+    if slot is None:
+        refusal = explain_shape(results.offers, shape, kept)
+        return Plan("", refusal.code, _sentence(cluster, results, task, refusal), refusals)
+    node_id = str(cluster.table.ids[slot])
+    others = [
+        replace(refusal, code="LESS_SUITED", reason=_less_suited(results, slot, spec))
+        if refusal.code == "NONE"
+        else refusal
+        for refusal in refusals
+        if refusal.node_id != node_id
+    ]
+    reason = f"it can promise {gibibytes(int(results.offers.promise[slot]))}"
+    return Plan(node_id, "", f"{reason} ({terms(results, slot)})", others)
+
+
+def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:
+    which = "least that is enough" if spec.preference is Preference.PACK else "most"
+    promise = gibibytes(int(results.offers.promise[slot]))
+    return f"could take it; the node with the {which} memory left is taken ({promise})"
+
+
 def _refusal_of(
     cluster: Cluster, results: Results, task: Task, record: NodeRecord
 ) -> tuple[str, str]:
@@ -127,6 +198,8 @@ def _refusal_of(
         return "NOT_READY", "its agent is ending its attempts"
     if not results.promises.known[slot]:
         return "NOT_READY", "no sample of its memory has come lately"
+    if spec.constraint and not offers.matching(spec.constraint)[slot]:
+        return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
     if offers.capacity[slot] < spec.memory_request_bytes:
         capacity = gibibytes(int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
@@ -138,7 +211,9 @@ def _refusal_of(
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
         return "CPUS", f"asks {spec.cpus:g} cpus, {offers.cpus_free[slot]:g} are free"
-    if slot in cluster.kept_slots.values():
+    if spec.gpus and offers.gpus_free[slot] < spec.gpus:
+        return "GPUS", f"asks {spec.gpus} GPUs, {offers.gpus_free[slot]} are free"
+    if slot in cluster.kept_slots.values() and slot != cluster.kept_slots.get(task.id):
         return "KEPT", "kept free for a task that waits longer"
     return "NONE", "could take it in the next cycle"
 

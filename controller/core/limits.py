@@ -54,6 +54,19 @@ class Limits:
     name_length_max: int = 200
     request_id_length_max: int = 64
     submissions_kept: int = 100_000
+    gpus_max: int = 1_024
+    retry_delay_ns: int = 1 * SECOND_NS
+    retry_delay_max_ns: int = 1 * 3_600 * SECOND_NS  # of the doubled one too
+    dependencies_max: int = 1_000  # of one task
+    array_elements_max: int = 100_000
+    constraint_length_max: int = 1_000
+    user_tasks_max: int = 0  # of one user placed at once; 0: no bound
+    fair_share: bool = True  # of equal priority, who uses less memory goes first
+
+    # Reservations of memory for something that is not a task.
+    reservations_max: int = 100
+    reservation_ttl_min_ns: int = 1 * SECOND_NS
+    reservation_ttl_max_ns: int = 7 * 24 * 3_600 * SECOND_NS
 
     # A task that others have overtaken for this long gets a node kept free for it.
     overtaken_max_ns: int = 30 * SECOND_NS
@@ -85,6 +98,8 @@ class Limits:
 
     # Queues.
     outbox_messages_max: int = 10_000
+    events_kept_max: int = 10_000  # what happened lately; beyond it the oldest is dropped
+    event_followers_max: int = 100
     events_queued_max: int = 100_000
 
     # The pool; 0 derives it from nodes_max and the metrics kept.

@@ -84,6 +84,31 @@ class OutputStream(Enum):
     STDERR = "stderr"
 
 
+class Preference(Enum):
+    """Which of the nodes that could take a task is best."""
+
+    SPREAD = "spread"
+    PACK = "pack"
+
+
+class DependencyKind(Enum):
+    """What must have become of an earlier task."""
+
+    OK = "ok"
+    ANY = "any"
+    FAIL = "fail"
+
+
+class TaskAction(Enum):
+    """What users do to tasks beside cancelling them."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    PAUSE = "pause"
+    RESUME = "resume"
+    PRIORITY = "priority"
+
+
 ENDED_STATES = frozenset(
     {
         TaskState.SUCCEEDED,
@@ -108,6 +133,17 @@ PLACED_STATES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Dependency:
+    """An earlier task, or all elements of an array, that another task waits for.
+
+    In a call that is not yet accepted an id below 0 means one of its own tasks: -1 the first.
+    """
+
+    task_id: int
+    kind: DependencyKind = DependencyKind.OK
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec:
     """What a user asks for, checked and with the defaults filled in."""
 
@@ -123,6 +159,16 @@ class TaskSpec:
     requeue: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     working_directory: str = ""
+    constraint: str = ""  # what a node must be like; see controller.core.constraint
+    preference: Preference = Preference.SPREAD
+    gpus: int = 0
+    stdout_path: str = ""
+    stderr_path: str = ""
+    hold: bool = False
+    retry_delay_ns: int = 1_000_000_000  # before the first retry; doubles with each one
+    after: tuple[Dependency, ...] = ()
+    array: str = ""  # the indexes of its elements; empty for a single task
+    array_running_max: int = 0  # elements placed at once; 0: no bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +196,26 @@ class Task:
     failures: int = 0
     memory_requeues: int = 0
     cancelled: bool = False  # its user wants it ended
+    array_id: int = 0
+    array_index: int = 0
+    not_before_ns: int = 0  # the next attempt may not be placed earlier
+    gpu_indexes: tuple[int, ...] = ()  # of its node, that the latest attempt has
+    priority_set: int | None = None  # by a user after the submit
 
     @property
     def ended(self) -> bool:
         """Say whether it has ended for good."""
         return self.state in ENDED_STATES
+
+    @property
+    def priority(self) -> int:
+        """Return the priority in force."""
+        return self.spec.priority if self.priority_set is None else self.priority_set
+
+    @property
+    def label(self) -> str:
+        """Return the id as people read it: 12, or 12_3 for an element of an array."""
+        return f"{self.array_id}_{self.array_index}" if self.array_id else str(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +255,23 @@ class Node:
     scheduling_reason: str = ""
     scheduling_by: str = ""
     scheduling_since_ns: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: int = 0
+    drain_deadline_ns: int = 0  # when a draining node ends what it still has; 0: never
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReservation:
+    """Memory of a node set aside for something that is not a task."""
+
+    id: int
+    request_id: str
+    node_id: str
+    memory_bytes: int
+    purpose: str
+    user: str
+    created_at_ns: int
+    expires_at_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from controller.core.commands import (
     Reply,
     SaveNode,
     SendAssignment,
+    SendFreeze,
     SendSampling,
     SendStop,
     SendWelcome,
@@ -105,6 +106,8 @@ def _node(event: NodeJoined, before: Node | None) -> Node:
         cpus=event.cpus,
         enforcement=event.enforcement,
         joined_at_ns=event.at_ns,
+        labels=dict(event.labels),
+        gpus=event.gpus,
     )
     if before is None:
         return node
@@ -115,6 +118,7 @@ def _node(event: NodeJoined, before: Node | None) -> Node:
         scheduling_reason=before.scheduling_reason,
         scheduling_by=before.scheduling_by,
         scheduling_since_ns=before.scheduling_since_ns,
+        drain_deadline_ns=before.drain_deadline_ns,
     )
 
 
@@ -171,6 +175,11 @@ def _still_there(cluster: Cluster, task: Task, attempt: KnownAttempt) -> Command
     if task.state is TaskState.STOPPING and not attempt.ended:
         grace_ns = cluster.limits.cancel_grace_ns
         return [SendStop(task.node_id, task.id, task.attempt, grace_ns)]
+    # What was said last may have been lost with the stream.
+    if task.state is TaskState.PAUSED and not attempt.ended:
+        return [SendFreeze(task.node_id, task.id, task.attempt, True)]
+    if task.reason_code == "RESUMED" and not attempt.ended:
+        return [SendFreeze(task.node_id, task.id, task.attempt, False)]
     return []
 
 
@@ -228,7 +237,9 @@ def _set_scheduling(
         scheduling_reason=reason,
         scheduling_by=user,
         scheduling_since_ns=at_ns,
+        drain_deadline_ns=0,
     )
+    cluster.draining.discard(node_id)
     cluster.table.refresh_open(record)
     return [SaveNode(record.node), Reply(record.node)]
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from controller.core.constraint import NodeFacts, parse_constraint
 from controller.core.model import Node, NodeState, Scheduling
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+MATCHING_KEPT_MAX = 1_000  # constraints; beyond it they are worked out anew
 
 
 @dataclass(slots=True)
@@ -28,6 +31,8 @@ class NodeRecord:
     leaving_until_ns: int = 0  # its agent ends its attempts: until then it gets no new ones
     acknowledged_sequence: int = 0
     task_ids: set[int] = field(default_factory=set)  # placed here
+    gpus_taken: set[int] = field(default_factory=set)  # indexes that tasks here have
+    reservation_ids: set[int] = field(default_factory=set)  # for what is no task
     undeclared: set[str] = field(default_factory=set)  # custom metrics that were told as ignored
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
@@ -44,8 +49,14 @@ class NodeTable:
         self.total_bytes = np.zeros(nodes_max, dtype=np.int64)
         self.cpus = np.zeros(nodes_max, dtype=np.float64)
         self.cpus_used = np.zeros(nodes_max, dtype=np.float64)
+        self.gpus = np.zeros(nodes_max, dtype=np.int64)
+        self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
+        self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
         self.ids: list[str | None] = [None] * nodes_max
+        self._changed: set[str] = set()  # nodes whose state may be another since take_changed
+        self._facts: dict[int, NodeFacts] = {}
+        self._matching: dict[str, Bools] = {}  # by constraint, for the nodes as they are now
         self._machine_rows: dict[str, int] = {}
         self._machine_ids: dict[int, str] = {}
         self._machine_members: dict[int, set[int]] = {}
@@ -66,6 +77,11 @@ class NodeTable:
         self.ids[slot] = node.id
         self.total_bytes[slot] = node.memory_total_bytes
         self.cpus[slot] = node.cpus
+        self.gpus[slot] = node.gpus
+        facts = NodeFacts(node.id, node.labels, node.cpus, node.gpus, node.memory_total_bytes)
+        if self._facts.get(slot) != facts:
+            self._facts[slot] = facts
+            self._matching.clear()
         self.last_seen_ns[slot] = record.last_seen_ns
         row = self._machine_rows.get(node.machine_id)
         if row is None:
@@ -77,7 +93,8 @@ class NodeTable:
         self.refresh_open(record)
 
     def refresh_open(self, record: NodeRecord) -> None:
-        """Write whether a node takes new tasks."""
+        """Write whether a node takes new tasks; to be called where its state changes."""
+        self._changed.add(record.node.id)
         self.open[record.slot] = (
             record.stream is not None
             and record.sampled
@@ -86,6 +103,13 @@ class NodeTable:
             and record.node.scheduling is Scheduling.ENABLED
         )
 
+    def take_changed(self) -> list[str]:
+        """Return which nodes may have another state since the last call, by id."""
+        if not self._changed:
+            return []
+        changed, self._changed = sorted(self._changed), set()
+        return changed
+
     def clear(self, slot: int) -> None:
         """Forget the row of a node that has gone."""
         self._leave_machine(slot)
@@ -93,6 +117,26 @@ class NodeTable:
         self.open[slot] = False
         self.ids[slot] = None
         self.cpus_used[slot] = 0.0
+        self.gpus_used[slot] = 0
+        del self._facts[slot]
+        self._matching.clear()
+
+    def matching(self, constraint: str) -> Bools:
+        """Return on which slots a constraint holds; worked out once for the nodes as they are.
+
+        Raises:
+            InvalidRequest: it cannot be read. One of a task was read when it was submitted.
+        """
+        known = self._matching.get(constraint)
+        if known is None or len(known) != self.count:
+            holds = parse_constraint(constraint)
+            known = np.zeros(self.count, dtype=np.bool_)
+            for slot, facts in self._facts.items():
+                known[slot] = holds(facts)
+            if len(self._matching) >= MATCHING_KEPT_MAX:
+                self._matching.clear()
+            self._matching[constraint] = known
+        return known
 
     def silent_slots(self, since_ns: int) -> list[int]:
         """Return the slots of nodes last heard of at since_ns or before."""

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from controller.core.nodes import Bools, Floats, Ints
-from controller.core.queue import PendingQueue, Shape
+from controller.core.queue import Line, PendingQueue, Shape
 
 # Beyond so many different cpus each further shape is looked at, which costs time and no more.
 REFUSED_CPUS_MAX = 64
+
+
+def _all_match(constraint: str) -> Bools:
+    raise AssertionError(f"nothing is known about nodes to hold against '{constraint}'")
+
 
 
 @dataclass(slots=True)
@@ -34,10 +39,15 @@ class Offers:
     cpus_free: Floats
     members: Callable[[int], frozenset[int]]  # the slots on the same machine
     machines_shared: bool
+    gpus: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    gpus_free: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    matching: Callable[[str], Bools] = _all_match  # where a constraint holds
 
     def take(self, slot: int, shape: Shape) -> None:
         """Count a placed task against its node and its machine."""
         self.cpus_free[slot] -= shape.cpus
+        if shape.gpus:
+            self.gpus_free[slot] -= shape.gpus
         self.own[slot] -= shape.memory_request_bytes
         neighbours = self.members(slot) if self.machines_shared else (slot,)
         for other in neighbours:
@@ -55,6 +65,30 @@ class Refusal:
     best_promise_bytes: int = 0
 
 
+@dataclass(slots=True)
+class Quotas:
+    """How many tasks users and arrays have placed and may place; a round counts on in it."""
+
+    user_tasks: dict[str, int] = field(default_factory=dict)
+    array_tasks: dict[int, int] = field(default_factory=dict)
+    user_tasks_max: int = 0  # 0: no bound
+    shares: Mapping[str, int] | None = None  # bytes by user; None: users are not told apart
+
+    def refusal(self, line: Line) -> str:
+        """Return the code of the bound that keeps this line from placing one more, or ""."""
+        if line.array_id and self.array_tasks.get(line.array_id, 0) >= line.array_running_max:
+            return "ARRAY_LIMIT"
+        if self.user_tasks_max and self.user_tasks.get(line.user, 0) >= self.user_tasks_max:
+            return "USER_LIMIT"
+        return ""
+
+    def take(self, line: Line) -> None:
+        """Count a placed task."""
+        self.user_tasks[line.user] = self.user_tasks.get(line.user, 0) + 1
+        if line.array_id:
+            self.array_tasks[line.array_id] = self.array_tasks.get(line.array_id, 0) + 1
+
+
 class Refusals:
     """Which waiting shapes were refused in a round. Why is worked out when somebody asks, from
     what the nodes offered at its end: thousands of shapes may wait, and few are asked about."""
@@ -62,10 +96,19 @@ class Refusals:
     def __init__(self, offers: Offers | None = None, kept: Bools | None = None) -> None:
         self._offers, self._kept = offers, kept
         self._known: dict[Shape, Refusal | None] = {}
+        self._lines: dict[Line, Refusal] = {}
 
     def add(self, shape: Shape, refusal: Refusal | None = None) -> None:
         """Note that no task of this shape can be placed any more; None leaves why open."""
         self._known[shape] = refusal
+
+    def add_line(self, line: Line, refusal: Refusal) -> None:
+        """Note that a bound of its user or array keeps a line back."""
+        self._lines[line] = refusal
+
+    def of_line(self, line: Line) -> Refusal | None:
+        """Return why tasks of this line were refused; None if they were not."""
+        return self._lines.get(line) or self.get(line.shape)
 
     def get(self, shape: Shape) -> Refusal | None:
         """Return why tasks of this shape were refused; None if they were not."""
@@ -100,13 +143,18 @@ class Placements:
 
 def feasible(offers: Offers, shape: Shape, kept: Bools) -> Bools:
     """Return on which slots a task of this shape may run now; `kept` slots are for others."""
-    return (
+    mask: Bools = (
         offers.open
         & ~offers.blocked
         & ~kept
         & (offers.promise >= shape.memory_request_bytes)
         & (offers.cpus_free >= shape.cpus)
     )
+    if shape.gpus:
+        mask &= offers.gpus_free >= shape.gpus
+    if shape.constraint:
+        mask &= offers.matching(shape.constraint)
+    return mask
 
 
 def score(offers: Offers, slot: int) -> int:
@@ -114,41 +162,52 @@ def score(offers: Offers, slot: int) -> int:
     return int(offers.promise[slot])
 
 
-class Chooser:
-    """Hands out the best nodes for one shape; scores only fall within a cycle, so a stale entry
-    at the top is looked at again and put back."""
+def _fullest(offers: Offers, mask: Bools) -> int | None:
+    """Return the node with the least memory left among those in the mask: `--pack`."""
+    if not mask.any():
+        return None
+    most = int(offers.promise.max()) + 1
+    return int(np.argmin(np.where(mask, offers.promise, most)))
 
-    def __init__(self, offers: Offers, shape: Shape, kept: Bools) -> None:
-        self._offers, self._shape, self._kept = offers, shape, kept
+
+class Chooser:
+    """Hands out the best nodes for shapes that differ in memory only; scores only fall within a
+    cycle, so a stale entry at the top is looked at again and put back."""
+
+    def __init__(self, offers: Offers, kept: Bools) -> None:
+        self._offers, self._kept = offers, kept
         self._heap: list[tuple[int, int]] | None = None
         self._first = True
 
-    def choose(self) -> int | None:
+    def choose(self, shape: Shape) -> int | None:
         """Return the best slot, ties by the lower slot, or None when no node is feasible."""
-        if self._first:  # most cycles place one task of a shape: no need to sort all nodes
+        if shape.pack:  # taking makes a node better: there is no order to keep
+            return _fullest(self._offers, feasible(self._offers, shape, self._kept))
+        if self._first:  # most cycles place one task of a kind: no need to sort all nodes
             self._first = False
-            mask = feasible(self._offers, self._shape, self._kept)
+            mask = feasible(self._offers, shape, self._kept)
             if not mask.any():
-                self._heap = []
                 return None
             return int(np.argmax(np.where(mask, self._offers.promise, -1)))
         if self._heap is None:
-            slots = np.flatnonzero(feasible(self._offers, self._shape, self._kept))
+            # Whatever they have left: the next shape may ask less.
+            slots = np.flatnonzero(
+                feasible(self._offers, replace(shape, memory_request_bytes=0), self._kept)
+            )
             self._heap = [(-score(self._offers, int(slot)), int(slot)) for slot in slots]
             heapq.heapify(self._heap)
-        while self._heap:
-            key, slot = self._heap[0]
-            now = score(self._offers, slot)
-            fits = (
-                now >= self._shape.memory_request_bytes
-                and self._offers.cpus_free[slot] >= self._shape.cpus
-            )
-            if not fits:
-                heapq.heappop(self._heap)
-            elif -key != now:
-                heapq.heapreplace(self._heap, (-now, slot))
-            else:
-                return slot
+        heap, offers = self._heap, self._offers
+        while heap:
+            key, slot = heap[0]
+            if offers.cpus_free[slot] < shape.cpus or (
+                shape.gpus and offers.gpus_free[slot] < shape.gpus
+            ):
+                heapq.heappop(heap)
+                continue
+            now = score(offers, slot)
+            if -key == now:
+                return slot if now >= shape.memory_request_bytes else None
+            heapq.heapreplace(heap, (-now, slot))
         return None
 
 
@@ -158,7 +217,7 @@ class _Round:
     def __init__(self, queue: PendingQueue, offers: Offers, kept_for: Mapping[int, int]) -> None:
         self.offers = offers
         self.kept = np.zeros(len(offers.open), dtype=np.bool_)
-        self.choosers: dict[Shape, Chooser] = {}
+        self.choosers: dict[tuple[float, int, str], Chooser] = {}  # by cpus, gpus, constraint
         self.result = Placements(Refusals(offers, self.kept))
         # Tasks of one shape are interchangeable: a node kept for one of them serves the first.
         self.kept_for: dict[Shape, list[int]] = {}
@@ -170,11 +229,13 @@ class _Round:
         """Return the best slot for a task of this shape, or None."""
         if self._hopeless(shape):
             return None
-        chooser = self.choosers.get(shape)
+        kind = (shape.cpus, shape.gpus, shape.constraint)
+        chooser = self.choosers.get(kind)
         if chooser is None:
-            chooser = self.choosers[shape] = Chooser(self.offers, shape, self.kept)
-        slot = chooser.choose()
-        if slot is None and len(self._refused_bytes) < REFUSED_CPUS_MAX:
+            chooser = self.choosers[kind] = Chooser(self.offers, self.kept)
+        slot = chooser.choose(shape)
+        plain = not shape.gpus and not shape.constraint
+        if slot is None and plain and len(self._refused_bytes) < REFUSED_CPUS_MAX:
             self._refused_bytes[shape.cpus] = shape.memory_request_bytes
         return slot
 
@@ -195,33 +256,47 @@ class _Round:
 
 
 def place(
-    queue: PendingQueue, offers: Offers, kept_for: Mapping[int, int], room: int
+    queue: PendingQueue,
+    offers: Offers,
+    kept_for: Mapping[int, int],
+    room: int,
+    quotas: Quotas | None = None,
 ) -> Placements:
     """Place waiting tasks in order until none fits any more.
 
     kept_for maps a waiting task's id to the slot that is kept free for it: shapes that come later
     in the order do not get that slot. At most `room` tasks are placed.
     """
+    quotas = Quotas() if quotas is None else quotas
     walk = _Round(queue, offers, kept_for)
-    ordered = queue.in_order()
+    ordered = queue.in_order(quotas.shares)
     result = walk.result
-    passed_over: list[int] = []  # refused since the last task was placed
+    passed_over: list[tuple[int, int]] = []  # refused for want of a node
+    last_placed = (-(1 << 62), 0)  # of all that were placed, the last by priority and id
     while (entry := ordered.next()) is not None:
-        task_id, shape = entry
+        task_id, line = entry
+        shape = line.shape
         if len(result.placed) >= room:
             walk.refuse(shape, Refusal("RUNNING_LIMIT", int(np.count_nonzero(offers.open))))
-            ordered.skip_shape()
+            ordered.skip_line()
+            continue
+        if code := quotas.refusal(line):
+            result.refused.add_line(line, Refusal(code, int(np.count_nonzero(offers.open))))
+            ordered.skip_line()
             continue
         slot = walk.choose(shape)
         if slot is None:
             walk.refuse(shape)
-            passed_over.append(task_id)
-            ordered.skip_shape()
+            passed_over.append(ordered.rank)
+            ordered.skip_line()
             continue
         offers.take(slot, shape)
+        quotas.take(line)
+        ordered.charge(line)
         result.placed.append(Placement(task_id, slot, shape))
-        result.overtaken.update(passed_over)
-        passed_over.clear()
+        last_placed = max(last_placed, ordered.rank)
+    # Whoever went first for its smaller share has overtaken as well, once it has the higher id.
+    result.overtaken.update(rank[1] for rank in passed_over if rank < last_placed)
     return result
 
 
@@ -231,12 +306,19 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
     if not offers.open.any():
         return Refusal("NO_NODE_READY", nodes)
     best = int(np.argmax(np.where(offers.open, offers.promise, -1)))
+    anywhere = np.ones(len(offers.open), dtype=np.bool_)
     steps: tuple[tuple[str, Bools], ...] = (
+        (
+            "NO_NODE_MATCHES",
+            offers.matching(shape.constraint) if shape.constraint else anywhere,
+        ),
+        ("NO_NODE_WITH_THAT_MANY_GPUS", offers.gpus >= shape.gpus if shape.gpus else anywhere),
         ("NO_NODE_LARGE_ENOUGH", offers.capacity >= shape.memory_request_bytes),
         ("NO_NODE_WITH_THAT_MANY_CPUS", offers.cpus >= shape.cpus),
         ("BLOCKED_BY_RULE", ~offers.blocked),
         ("NO_NODE_WITH_MEMORY", offers.promise >= shape.memory_request_bytes),
         ("NO_NODE_WITH_CPUS", offers.cpus_free >= shape.cpus),
+        ("NO_NODE_WITH_GPUS", offers.gpus_free >= shape.gpus if shape.gpus else anywhere),
         ("NODE_KEPT_FOR_ANOTHER", ~kept),
     )
     left = offers.open.copy()
@@ -249,12 +331,17 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
 
 def able_when_empty(offers: Offers, shape: Shape) -> Bools:
     """Return which slots could take this shape once all tasks there have ended."""
-    return (
+    able: Bools = (
         offers.open
         & ~offers.blocked
         & (offers.when_empty >= shape.memory_request_bytes)
         & (offers.cpus >= shape.cpus)
     )
+    if shape.gpus:
+        able &= offers.gpus >= shape.gpus
+    if shape.constraint:
+        able &= offers.matching(shape.constraint)
+    return able
 
 
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:

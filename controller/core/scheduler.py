@@ -14,25 +14,42 @@ and notifies.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from allocator.ledger import NoRoom
-from controller.core import node_events, task_events
+from controller.core import (
+    control_events,
+    drain_events,
+    node_events,
+    reservation_events,
+    submit_events,
+    task_events,
+)
 from controller.core.cluster import Cluster, with_state
 from controller.core.commands import Command, Notify, SaveAlert, SaveTask, SendAssignment
 from controller.core.errors import LimitReached, PoolIsExhausted
 from controller.core.events import (
     AttemptEnded,
+    AttemptFrozen,
     AttemptStarted,
     Event,
     NodeCordoned,
+    NodeDrained,
+    NodeForgotten,
     NodeJoined,
     NodeLeft,
     NodeUncordoned,
     Reconfigured,
+    ReservationAsked,
+    ReservationReleased,
+    ReservationRenewed,
     TasksCancelled,
+    TasksControlled,
     TasksSubmitted,
     Tick,
 )
@@ -40,6 +57,7 @@ from controller.core.metrics import Scope
 from controller.core.model import TaskState
 from controller.core.placement import (
     Placement,
+    Quotas,
     Refusal,
     able_when_empty,
     node_to_keep,
@@ -48,6 +66,28 @@ from controller.core.placement import (
 from controller.core.promise import compute
 from controller.core.results import Metrics, Results, make_offers, read_metrics
 from controller.core.rules import blocked, evaluate
+
+# Each handler takes the event of its key; which type that is, a dictionary cannot say.
+HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
+    TasksSubmitted: submit_events.on_tasks_submitted,
+    TasksCancelled: task_events.on_tasks_cancelled,
+    TasksControlled: control_events.on_tasks_controlled,
+    AttemptStarted: task_events.on_attempt_started,
+    AttemptFrozen: task_events.on_attempt_frozen,
+    AttemptEnded: task_events.on_attempt_ended,
+    NodeJoined: node_events.on_node_joined,
+    NodeLeft: node_events.on_node_left,
+    NodeCordoned: node_events.on_node_cordoned,
+    NodeUncordoned: node_events.on_node_uncordoned,
+    NodeDrained: drain_events.on_node_drained,
+    NodeForgotten: drain_events.on_node_forgotten,
+    ReservationAsked: reservation_events.on_reservation_asked,
+    ReservationRenewed: reservation_events.on_reservation_renewed,
+    ReservationReleased: reservation_events.on_reservation_released,
+    Reconfigured: node_events.on_reconfigured,
+}
+# Events after which no task can be placed that could not be before.
+QUIET = (AttemptStarted, AttemptFrozen, ReservationRenewed)
 
 
 class Scheduler:
@@ -67,39 +107,34 @@ class Scheduler:
         Raises:
             MassError: a user or an agent asked for what cannot be; the class says why.
         """
-        cluster = self.cluster
-        match event:
-            case AttemptEnded():
-                commands = task_events.on_attempt_ended(cluster, event)
-            case AttemptStarted():
-                return tuple(task_events.on_attempt_started(cluster, event))
-            case TasksSubmitted():
-                commands = task_events.on_tasks_submitted(cluster, event)
-            case TasksCancelled():
-                commands = task_events.on_tasks_cancelled(cluster, event)
-            case NodeJoined():
-                commands = node_events.on_node_joined(cluster, event)
-            case NodeLeft():
-                commands = node_events.on_node_left(cluster, event)
-            case NodeCordoned():
-                commands = node_events.on_node_cordoned(cluster, event)
-            case NodeUncordoned():
-                commands = node_events.on_node_uncordoned(cluster, event)
-            case Reconfigured():
-                commands = node_events.on_reconfigured(cluster, event)
-            case Tick():
-                commands = node_events.watch_silence(cluster, event.at_ns)
-                cluster.recover_room()
-                reopened = cluster.reopen_left(event.at_ns)
-                if not commands and not reopened:  # time alone waits for the interval
-                    return ()
-        self.cycle_wanted = True
+        if isinstance(event, Tick):
+            commands = self._pass_time(event.at_ns)
+            if not commands:  # time alone waits for the interval
+                return ()
+        else:
+            commands = HANDLERS[type(event)](self.cluster, event)
+        if not isinstance(event, QUIET):
+            self.cycle_wanted = True
         return tuple(commands)
+
+    def _pass_time(self, now_ns: int) -> list[Command]:
+        """Look at everything that time alone changes."""
+        cluster = self.cluster
+        commands = node_events.watch_silence(cluster, now_ns)
+        commands += drain_events.advance_drains(cluster, now_ns)
+        commands += reservation_events.expire_reservations(cluster, now_ns)
+        cluster.recover_room()
+        woken = cluster.wake(now_ns)
+        if cluster.reopen_left(now_ns) or woken:
+            self.cycle_wanted = True
+        return commands
 
     def run_cycle(self, now_ns: int) -> tuple[Command, ...]:
         """Go once through the cycle and return what is to be saved, sent and told."""
         self._now_ns = now_ns
         self._commands = node_events.settle(self.cluster, now_ns)
+        self._commands += drain_events.advance_drains(self.cluster, now_ns)
+        self.cluster.wake(now_ns)
         self._planned = []
         self.cycle_wanted = False
         metrics = self.collect_metrics()
@@ -134,7 +169,13 @@ class Scheduler:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
-        placements = place(cluster.queue, results.offers, cluster.kept_slots, room)
+        quotas = Quotas(
+            cluster.accounts.task_counts(),
+            cluster.arrays.placed(),
+            cluster.limits.user_tasks_max,
+            cluster.accounts.memory_bytes() if cluster.limits.fair_share else None,
+        )
+        placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
         cluster.refusals = placements.refused
         self._planned = placements.placed
         for task_id in sorted(placements.overtaken):
@@ -193,11 +234,15 @@ class Scheduler:
         node_id = cluster.table.ids[placement.slot]
         assert node_id is not None
         task = cluster.tasks[placement.task_id]
+        record = cluster.nodes[node_id]
+        free = (index for index in range(record.node.gpus) if index not in record.gpus_taken)
         task = replace(
             with_state(task, TaskState.ASSIGNED),
             attempt=task.attempt + 1,
             node_id=node_id,
-            instance_id=cluster.nodes[node_id].node.instance_id,
+            instance_id=record.node.instance_id,
+            gpu_indexes=tuple(itertools.islice(free, task.spec.gpus)),
+            not_before_ns=0,
             assigned_at_ns=now_ns,
             started_at_ns=0,
             memory_limit_bytes=task.spec.memory_limit_bytes or task.spec.memory_request_bytes,

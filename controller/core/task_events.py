@@ -1,9 +1,10 @@
-"""What happens to tasks: submitted, cancelled, started, ended, lost. Each handler changes the
+"""What happens to tasks: cancelled, started, ended, lost. Each handler changes the
 cluster and returns the commands that make the change lasting and known."""
 
 from __future__ import annotations
 
 import signal as signals
+from collections import deque
 from dataclasses import replace
 
 from controller.core.cluster import Cluster, with_state
@@ -12,58 +13,23 @@ from controller.core.commands import (
     Reply,
     SaveAttempt,
     SaveOutput,
-    SaveSubmission,
     SaveTask,
     SendAcknowledgement,
     SendStop,
 )
-from controller.core.errors import LimitReached
-from controller.core.events import AttemptEnded, AttemptStarted, TasksCancelled, TasksSubmitted
+from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, TasksCancelled
 from controller.core.model import (
     PLACED_STATES,
     Attempt,
     OomCause,
     OutputStream,
-    Submission,
     Task,
     TaskState,
 )
 
 Commands = list[Command]
 
-
-def on_tasks_submitted(cluster: Cluster, event: TasksSubmitted) -> Commands:
-    """Accept all tasks of a call, or none. The same request id gets the same answer again.
-
-    Raises:
-        LimitReached: the tasks would pass the bound of open tasks.
-    """
-    known = cluster.submissions.get(event.request_id) if event.request_id else None
-    if known is not None:
-        return [Reply(tuple(range(known.first_task_id, known.first_task_id + known.count)))]
-    limits = cluster.limits
-    if len(cluster.tasks) + len(event.specs) > limits.tasks_open_max:
-        raise LimitReached(
-            f"{len(event.specs)} more tasks would make {len(cluster.tasks) + len(event.specs)}"
-            f" open tasks; the bound is {limits.tasks_open_max}",
-            open_tasks=len(cluster.tasks),
-            tasks_open_max=limits.tasks_open_max,
-        )
-    commands: Commands = []
-    first = cluster.next_task_id
-    for offset, spec in enumerate(event.specs):
-        task = Task(first + offset, spec, event.user, TaskState.PENDING, event.at_ns)
-        cluster.put_task(task)
-        commands.append(SaveTask(task))
-    cluster.next_task_id = first + len(event.specs)
-    if event.request_id:
-        submission = Submission(event.request_id, first, len(event.specs), event.at_ns)
-        cluster.submissions[event.request_id] = submission
-        if len(cluster.submissions) > limits.submissions_kept:
-            cluster.submissions.popitem(last=False)
-        commands.append(SaveSubmission(submission))
-    commands.append(Reply(tuple(range(first, cluster.next_task_id))))
-    return commands
+NODE_DRAINED = "NODE_DRAINED"  # why a task is STOPPING that is to run again elsewhere
 
 
 def on_tasks_cancelled(cluster: Cluster, event: TasksCancelled) -> Commands:
@@ -85,7 +51,7 @@ def on_tasks_cancelled(cluster: Cluster, event: TasksCancelled) -> Commands:
             commands.append(SendStop(task.node_id, task.id, task.attempt, event.grace_ns))
             cluster.put_task(task)
         else:
-            commands += _end(
+            commands += end(
                 cluster, replace(task, cancelled=True), TaskState.CANCELLED, "CANCELLED",
                 "cancelled by its user before it started", event.at_ns,
             )  # fmt: skip
@@ -109,6 +75,19 @@ def on_attempt_started(cluster: Cluster, event: AttemptStarted) -> Commands:
     return commands
 
 
+def on_attempt_frozen(cluster: Cluster, event: AttemptFrozen) -> Commands:
+    """Note that a resumed attempt goes on; what its user wants is decided already."""
+    if _replaced(cluster, event):
+        return []
+    commands: Commands = [_acknowledge(cluster, event.node_id, event.sequence)]
+    task = _fenced(cluster, event)
+    if task is not None and task.reason_code == "RESUMED" and not event.paused:
+        task = with_state(task, task.state)
+        cluster.put_task(task)
+        commands.append(SaveTask(task))
+    return commands
+
+
 def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     """Decide what an ended attempt means for its task: an end, or another attempt."""
     if _replaced(cluster, event):
@@ -118,6 +97,8 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     if task is None:
         return commands
     outcome, code, reason = judge(task, event)
+    if event.error_text and outcome is not TaskState.SUCCEEDED:
+        reason = f"{reason}: {event.error_text}"
     ended_at_ns = _between(task, event.ended_at_ns, event.at_ns)
     if event.started_at_ns:
         started_at_ns = _between(task, event.started_at_ns, ended_at_ns)
@@ -136,7 +117,8 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
     task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
-        cluster.close_leaving(task.node_id, event.at_ns)
+        if code != NODE_DRAINED:
+            cluster.close_leaving(task.node_id, event.at_ns)
         return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
     if (
@@ -145,10 +127,13 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
         and not task.cancelled
     ):
         again = f"attempt {task.attempt} {reason}; retry {task.failures + 1} of {task.spec.retries}"
-        return commands + _requeue(cluster, replace(task, failures=task.failures + 1), again)
+        delay_ns = _retry_delay_ns(task, cluster.limits.retry_delay_max_ns)
+        task = replace(task, failures=task.failures + 1)
+        not_before_ns = event.at_ns + delay_ns if delay_ns else 0
+        return commands + _requeue(cluster, task, again, not_before_ns)
     if outcome is TaskState.FAILED:
         task = replace(task, failures=task.failures + 1)
-    return commands + _end(cluster, task, outcome, code, reason, ended_at_ns)
+    return commands + end(cluster, task, outcome, code, reason, ended_at_ns)
 
 
 def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
@@ -159,6 +144,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.start_error:
         if task.cancelled:
             return TaskState.CANCELLED, "CANCELLED", "cancelled by its user before it started"
+        if event.stopped and task.reason_code == NODE_DRAINED:
+            return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
         if event.stopped:
             return TaskState.LOST, "NODE_LOST", f"node {task.node_id}: {event.start_error}"
         return TaskState.FAILED, "START_ERROR", f"could not be started: {event.start_error}"
@@ -169,6 +156,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.timed_out:
         seconds = (task.spec.time_limit_ns or 0) / 1e9
         return TaskState.TIMED_OUT, "TIME_LIMIT", f"ran longer than its time limit of {seconds:g} s"
+    if event.stopped and task.reason_code == NODE_DRAINED:
+        return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
     if event.stopped:
         return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} ended it unasked"
     if event.exit_code == 0:
@@ -196,11 +185,11 @@ def _requeue_or_end(
     """Run a task with a lost attempt again, without counting it, unless it must not be."""
     if task.cancelled:
         cancelled = "cancelled by its user"
-        return _end(cluster, task, TaskState.CANCELLED, "CANCELLED", cancelled, now_ns)
+        return end(cluster, task, TaskState.CANCELLED, "CANCELLED", cancelled, now_ns)
     if task.spec.requeue:
         return _requeue(cluster, task, f"attempt {task.attempt} was lost: {reason}")
     reason = f"{reason}, and it must not be requeued"
-    return _end(cluster, task, TaskState.LOST, code, reason, now_ns)
+    return end(cluster, task, TaskState.LOST, code, reason, now_ns)
 
 
 def _cause(event: AttemptEnded) -> OomCause:
@@ -224,7 +213,7 @@ def _signal_name(number: int) -> str:
         return str(number)
 
 
-def _fenced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | None:
+def _fenced(cluster: Cluster, event: AttemptStarted | AttemptFrozen | AttemptEnded) -> Task | None:
     """Return the task if the report is about its present attempt on that node."""
     task = cluster.tasks.get(event.task_id)
     if task is None or task.state not in PLACED_STATES:
@@ -234,7 +223,7 @@ def _fenced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> Task | No
     return task
 
 
-def _replaced(cluster: Cluster, event: AttemptStarted | AttemptEnded) -> bool:
+def _replaced(cluster: Cluster, event: AttemptStarted | AttemptFrozen | AttemptEnded) -> bool:
     """Say whether the report came on a stream that another one of its node has replaced.
 
     It must not be acknowledged: sequences count per agent process, and that may be another by
@@ -266,18 +255,25 @@ def _attempt(task: Task, outcome: TaskState, reason: str, ended_at_ns: int) -> A
     )
 
 
+def _retry_delay_ns(task: Task, delay_max_ns: int) -> int:
+    """Return the wait before the next retry: doubled with each failure, up to a bound."""
+    return min(delay_max_ns, task.spec.retry_delay_ns << min(task.failures, 32))
+
+
 def _acknowledge(cluster: Cluster, node_id: str, sequence: int) -> SendAcknowledgement:
     record = cluster.nodes[node_id]
     record.acknowledged_sequence = max(record.acknowledged_sequence, sequence)
     return SendAcknowledgement(node_id, record.acknowledged_sequence)
 
 
-def _requeue(cluster: Cluster, task: Task, reason: str) -> Commands:
+def _requeue(cluster: Cluster, task: Task, reason: str, not_before_ns: int = 0) -> Commands:
     cluster.release(task.id)
     task = replace(
         with_state(task, TaskState.PENDING, "REQUEUED", reason),
+        not_before_ns=not_before_ns,
         node_id="",
         instance_id="",
+        gpu_indexes=(),
         assigned_at_ns=0,
         started_at_ns=0,
         memory_limit_bytes=None,
@@ -286,13 +282,37 @@ def _requeue(cluster: Cluster, task: Task, reason: str) -> Commands:
     return [SaveTask(task)]
 
 
-def _end(
+def end(
     cluster: Cluster, task: Task, state: TaskState, code: str, reason: str, at_ns: int
 ) -> Commands:
-    cluster.release(task.id)
-    task = replace(with_state(task, state, code, reason), ended_at_ns=at_ns)
-    cluster.put_task(task)
-    return [SaveTask(task)]
+    """End a task for good, and with it the tasks that waited for another end of it."""
+    commands: Commands = []
+    done: list[int] = []
+    ending = deque([(task, state, code, reason)])
+    while ending:
+        task, state, code, reason = ending.popleft()
+        if task.id not in cluster.tasks:
+            continue  # two of its dependencies have disappointed it
+        cluster.release(task.id)
+        task = replace(with_state(task, state, code, reason), ended_at_ns=at_ns)
+        cluster.put_task(task)
+        commands.append(SaveTask(task))
+        done.append(task.id)
+        things = [task.id]
+        if task.array_id:
+            things.append(task.array_id)
+            if task.array_id not in cluster.arrays:
+                done.append(task.array_id)
+        for thing_id in things:
+            for waiting_id in cluster.dependencies.disappointed(thing_id, state):
+                why = f"task {task.label}, which it waited for, ended {state.value}"
+                ending.append(
+                    (cluster.tasks[waiting_id], TaskState.CANCELLED, "DEPENDENCY_NEVER_MET", why)
+                )
+    # Only now: whoever is disappointed waits for nothing any more.
+    for thing_id in done:
+        cluster.complete(thing_id)
+    return commands
 
 
 def gibibytes(count: int) -> str:

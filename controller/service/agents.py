@@ -12,7 +12,7 @@ import grpc
 from mass.v1 import agent_pb2, agent_pb2_grpc
 
 from controller import wire
-from controller.core.errors import MassError, ProtocolMismatch
+from controller.core.errors import MassError, NodeUnavailable, ProtocolMismatch
 from controller.core.events import NodeLeft
 from controller.core.nodes import NodeRecord
 from controller.engine import Engine
@@ -41,8 +41,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         reason = "the stream was closed"
         goodbye = False
         try:
-            record = await self._welcome(request_iterator, number)
-            node_id = record.node.id
+            hello = await _first_hello(request_iterator)
+            event = wire.joined(hello, self._engine.now_ns(), number)
+            # Before it is asked for: the stream may break off while that is being answered.
+            node_id = event.node_id
+            await self._engine.ask(event)
+            record = self._engine.cluster.nodes[node_id]
             log.info("agent connected node=%s stream=%d peer=%s", node_id, number, context.peer())
             goodbye = await self._serve(request_iterator, context, record, number, outbox)
         except MassError as error:
@@ -58,21 +62,6 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 log.info("agent gone node=%s stream=%d reason=%s", node_id, number, reason)
                 now_ns = self._engine.now_ns()
                 self._engine.post(NodeLeft(now_ns, node_id, number, reason, goodbye))
-
-    async def _welcome(
-        self, messages: AsyncIterator[agent_pb2.AgentMessage], number: int
-    ) -> NodeRecord:
-        try:
-            first = await asyncio.wait_for(anext(messages), HELLO_S)
-        except (TimeoutError, StopAsyncIteration):
-            raise ProtocolMismatch(f"no hello came within {HELLO_S:g} s") from None
-        if first.WhichOneof("body") != "hello":
-            raise ProtocolMismatch(
-                f"the first message is {first.WhichOneof('body')}, it must be hello"
-            )
-        event = wire.joined(first.hello, self._engine.now_ns(), number)
-        await self._engine.ask(event)
-        return self._engine.cluster.nodes[event.node_id]
 
     async def _serve(
         self,
@@ -124,6 +113,17 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             else:
                 raise ProtocolMismatch(f"a message with body {kind} is not understood here")
         return False
+
+
+async def _first_hello(messages: AsyncIterator[agent_pb2.AgentMessage]) -> agent_pb2.Hello:
+    try:
+        first = await asyncio.wait_for(anext(messages), HELLO_S)
+    except (TimeoutError, StopAsyncIteration):
+        # Not a mismatch: a machine that thrashes, or this process, may only have been slow.
+        raise NodeUnavailable(f"no hello came within {HELLO_S:g} s") from None
+    if first.WhichOneof("body") != "hello":
+        raise ProtocolMismatch(f"the first message is {first.WhichOneof('body')}, it must be hello")
+    return first.hello
 
 
 async def _write(context: Context, outbox: Outbox) -> None:

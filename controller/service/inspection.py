@@ -1,4 +1,4 @@
-"""NodeService, MemoryService, RuleService and AlertService: what the cluster looks like now."""
+"""NodeService, RuleService and AlertService: what the cluster looks like now."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 from mass.v1 import (
     alert_pb2,
     alert_pb2_grpc,
-    memory_pb2,
-    memory_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
     rule_pb2,
@@ -18,7 +16,7 @@ from mass.v1 import (
 
 from controller import requests, views
 from controller.core.errors import InvalidRequest, NotFound
-from controller.core.events import NodeCordoned, NodeUncordoned
+from controller.core.events import NodeCordoned, NodeDrained, NodeForgotten, NodeUncordoned
 from controller.core.nodes import NodeRecord
 from controller.engine import Engine
 from controller.service.status import answers
@@ -59,10 +57,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.CordonNodeRequest, context: Any
     ) -> node_pb2.CordonNodeResponse:
         """Keep new tasks off a node."""
-        if len(request.reason) > REASON_LENGTH_MAX:
-            raise InvalidRequest(
-                f"reason has {len(request.reason)} characters; the bound is {REASON_LENGTH_MAX}"
-            )
+        _check_words("reason", request.reason, REASON_LENGTH_MAX)
         now_ns = self._engine.now_ns()
         await self._engine.ask(NodeCordoned(now_ns, request.id, request.reason, request.user))
         return node_pb2.CordonNodeResponse(node=self._view(self._find(request.id)))
@@ -75,6 +70,35 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         await self._engine.ask(NodeUncordoned(self._engine.now_ns(), request.id, request.user))
         return node_pb2.UncordonNodeResponse(node=self._view(self._find(request.id)))
 
+    @answers
+    async def DrainNode(  # noqa: N802
+        self, request: node_pb2.DrainNodeRequest, context: Any
+    ) -> node_pb2.DrainNodeResponse:
+        """Keep new tasks off a node and wait for those it has."""
+        _check_words("reason", request.reason, REASON_LENGTH_MAX)
+        now_ns = self._engine.now_ns()
+        deadline_ns = 0
+        if request.HasField("deadline"):
+            wait_ns = request.deadline.ToNanoseconds()
+            bound_ns = self._engine.cluster.limits.time_limit_max_ns
+            if not 0 < wait_ns <= bound_ns:
+                raise InvalidRequest(
+                    f"deadline is {wait_ns / 1e9:g} s; it must be above 0, at most"
+                    f" {bound_ns // 1_000_000_000} s"
+                )
+            deadline_ns = now_ns + wait_ns
+        event = NodeDrained(now_ns, request.id, request.reason, request.user, deadline_ns)
+        await self._engine.ask(event)
+        return node_pb2.DrainNodeResponse(node=self._view(self._find(request.id)))
+
+    @answers
+    async def ForgetNode(  # noqa: N802
+        self, request: node_pb2.ForgetNodeRequest, context: Any
+    ) -> node_pb2.ForgetNodeResponse:
+        """Remove a node that is gone."""
+        await self._engine.ask(NodeForgotten(self._engine.now_ns(), request.id))
+        return node_pb2.ForgetNodeResponse()
+
     def _find(self, node_id: str) -> NodeRecord:
         record = self._engine.cluster.nodes.get(node_id)
         if record is None:
@@ -85,20 +109,6 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         engine = self._engine
         displayed = engine.scheduler.displayed
         return views.node_view(engine.cluster, displayed, record, engine.now_ns())
-
-
-class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
-    """Serves the controller's pool."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @answers
-    async def GetPool(  # noqa: N802
-        self, request: memory_pb2.GetPoolRequest, context: Any
-    ) -> memory_pb2.GetPoolResponse:
-        """Return the pool's statistics and who uses it."""
-        return memory_pb2.GetPoolResponse(pool=views.pool_view(self._engine.cluster))
 
 
 class RuleService(rule_pb2_grpc.RuleServiceServicer):
@@ -145,6 +155,11 @@ class AlertService(alert_pb2_grpc.AlertServiceServicer):
             alerts=[views.alert_view(alert) for alert in alerts[start:end]],
             next_page_token=token,
         )
+
+
+def _check_words(name: str, text: str, length_max: int) -> None:
+    if len(text) > length_max:
+        raise InvalidRequest(f"{name} has {len(text)} characters; the bound is {length_max}")
 
 
 def _slice(

@@ -12,10 +12,12 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
 from controller.core.errors import (
+    Conflict,
     InvalidRequest,
     LimitReached,
     MassError,
     NodeUnavailable,
+    NoMemoryFree,
     NotFound,
     PoolIsExhausted,
     ProtocolMismatch,
@@ -30,6 +32,8 @@ CODES: dict[type[MassError], grpc.StatusCode] = {
     NotFound: grpc.StatusCode.NOT_FOUND,
     LimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     PoolIsExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NoMemoryFree: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     ProtocolMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     NodeUnavailable: grpc.StatusCode.UNAVAILABLE,
     StoreError: grpc.StatusCode.UNAVAILABLE,

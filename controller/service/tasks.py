@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from mass.v1 import task_pb2, task_pb2_grpc, types_pb2
 
 from controller import requests, views
 from controller.core import explain
-from controller.core.errors import InvalidRequest, NotFound
-from controller.core.events import TasksCancelled, TasksSubmitted
-from controller.core.model import Task
+from controller.core.errors import InvalidRequest, NotFound, OutcomeUnknown
+from controller.core.events import TasksCancelled, TasksControlled, TasksSubmitted
+from controller.core.model import Task, TaskState
 from controller.engine import Engine
 from controller.service.output import read_log
 from controller.service.status import answers, streams
+from controller.store.base import TaskFilter
+
+# A commit lies between an end and its look-up; each try waits for at least one turn.
+OUTCOME_LOOKUPS_MAX = 20
+OUTCOME_PAUSE_S = 0.05
 
 
 class TaskService(task_pb2_grpc.TaskServiceServicer):
@@ -30,17 +36,44 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     ) -> task_pb2.SubmitTasksResponse:
         """Accept all tasks of the request, or none."""
         request_id, user, specs = requests.submission(request, self._cluster.limits)
-        event = TasksSubmitted(self._engine.now_ns(), request_id, user, specs)
-        ids = await self._engine.ask(event)
+        named = {w.task_id for spec in specs for w in spec.after if w.task_id > 0}
+        for attempt in range(OUTCOME_LOOKUPS_MAX):
+            outcomes = await self._outcomes(named)
+            event = TasksSubmitted(self._engine.now_ns(), request_id, user, specs, outcomes)
+            try:
+                ids = await self._engine.ask(event)
+                break
+            except OutcomeUnknown:
+                # It has ended since the look-up, and its end may not be in the store yet.
+                if attempt == OUTCOME_LOOKUPS_MAX - 1:
+                    raise
+                await asyncio.sleep(OUTCOME_PAUSE_S)
         assert isinstance(ids, tuple)
         return task_pb2.SubmitTasksResponse(ids=[str(task_id) for task_id in ids])
+
+    async def _outcomes(self, named: set[int]) -> dict[int, frozenset[TaskState]]:
+        """Return how the tasks and arrays that others wait for have ended, as far as they have.
+
+        Raises:
+            NotFound: there is no such task, or no trace of it is left.
+        """
+        if not named:
+            return {}
+        found = await self._engine.store.ended_states(named)
+        for thing_id, states in list(found.items()):
+            if states:
+                continue
+            del found[thing_id]
+            if not self._cluster.is_open(thing_id):
+                await self._expand([str(thing_id)])
+        return found
 
     @answers
     async def GetTask(  # noqa: N802
         self, request: task_pb2.GetTaskRequest, context: Any
     ) -> task_pb2.GetTaskResponse:
         """Return one task."""
-        task = await self._find(requests.task_id(request.id))
+        task = await self._find(request.id)
         return task_pb2.GetTaskResponse(task=self._view(task))
 
     @answers
@@ -50,8 +83,14 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         """Return a page of tasks, newest first; the token is the id to go on below."""
         size = requests.page_size(request.page_size)
         before = requests.page_before(request.page_token)
-        states = requests.states(list(request.states))
-        found = await self._engine.store.tasks(before_id=before, limit=size, states=states)
+        wanted = TaskFilter(
+            states=requests.states(list(request.states)),
+            name=request.name,
+            user=request.user,
+            since_ns=request.since.ToNanoseconds() if request.HasField("since") else 0,
+            array_id=requests.task_id(request.array_id) if request.array_id else 0,
+        )
+        found = await self._engine.store.tasks(before_id=before, limit=size, wanted=wanted)
         await self._engine.settled()
         tasks = [self._cluster.tasks.get(task.id, task) for task in found]
         return task_pb2.ListTasksResponse(
@@ -65,8 +104,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     ) -> task_pb2.CancelTasksResponse:
         """End tasks; one unknown id refuses the whole call."""
         limits = self._cluster.limits
-        ids = requests.task_ids(list(request.ids), limits)
-        await self._must_know(ids)
+        ids = await self._expand(request.ids)
         grace_ns = limits.cancel_grace_ns
         if request.HasField("grace"):
             grace_ns = request.grace.ToNanoseconds()
@@ -84,8 +122,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         self, request: task_pb2.WatchTasksRequest, context: Any
     ) -> AsyncIterator[task_pb2.WatchTasksResponse]:
         """Send each task now and at each change until all have ended."""
-        ids = requests.task_ids(list(request.ids), self._cluster.limits)
-        await self._must_know(ids)
+        ids = await self._expand(request.ids)
         watch = self._engine.watches.open(ids)
         try:
             running = set(ids)
@@ -106,16 +143,43 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         self, request: task_pb2.ReadTaskLogRequest, context: Any
     ) -> AsyncIterator[task_pb2.ReadTaskLogResponse]:
         """Send a task's output."""
-        task = await self._find(requests.task_id(request.id))
+        task = await self._find(request.id)
         async for part in read_log(self._engine, request, task):
             yield part
+
+    @answers
+    async def ControlTasks(  # noqa: N802
+        self, request: task_pb2.ControlTasksRequest, context: Any
+    ) -> task_pb2.ControlTasksResponse:
+        """Hold, release, pause or resume tasks, or change their priority."""
+        action = requests.action(request, self._cluster.limits)
+        ids = await self._expand(request.ids)
+        event = TasksControlled(self._engine.now_ns(), tuple(ids), action, request.priority)
+        refused = await self._engine.ask(event)
+        assert isinstance(refused, tuple)
+        tasks = [self._view(task) for task in await self._all(ids)]
+        return task_pb2.ControlTasksResponse(tasks=tasks, refused=refused)
+
+    @answers
+    async def PlanTask(  # noqa: N802
+        self, request: task_pb2.PlanTaskRequest, context: Any
+    ) -> task_pb2.PlanTaskResponse:
+        """Say where a task would go now; nothing is queued."""
+        spec = requests.spec(request.task, self._cluster.limits)
+        plan = explain.plan(self._cluster, self._engine.scheduler.displayed, spec)
+        return task_pb2.PlanTaskResponse(
+            node_id=plan.node_id,
+            reason_code=plan.code,
+            reason=plan.reason,
+            refusals=[views.refusal_view(refusal) for refusal in plan.refusals],
+        )
 
     @answers
     async def ExplainTask(  # noqa: N802
         self, request: task_pb2.ExplainTaskRequest, context: Any
     ) -> task_pb2.ExplainTaskResponse:
         """Say why a task is where it is."""
-        task = await self._find(requests.task_id(request.id))
+        task = await self._find(request.id)
         results = self._engine.scheduler.displayed
         return task_pb2.ExplainTaskResponse(
             task=self._view(task),
@@ -129,21 +193,44 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     def _view(self, task: Task) -> types_pb2.Task:
         return views.task_view(self._cluster, self._engine.scheduler.displayed, task)
 
-    async def _find(self, task_id: int) -> Task:
-        await self._engine.settled()
+    async def _find(self, text: str) -> Task:
+        """Return the task with this id, 12 or 12_3."""
+        place = requests.element(text)
+        if place is not None:
+            ids = await self._engine.store.array_task_ids(*place)
+            task_id = ids[0] if ids else 0
+        else:
+            task_id = requests.task_id(text)
         task = self._cluster.tasks.get(task_id) or await self._engine.store.task(task_id)
         if task is None:
-            raise NotFound(f"no task has the id {task_id}", task=task_id)
+            if place is None and await self._engine.store.array_task_ids(task_id):
+                raise InvalidRequest(f"{text} is an array; name one of its elements: {text}_INDEX")
+            raise NotFound(f"no task has the id {text}", task=text)
         return task
 
-    async def _must_know(self, ids: list[int]) -> None:
-        await self._engine.settled()
-        missing = [task_id for task_id in ids if task_id not in self._cluster.tasks]
-        if missing:
-            known = await self._engine.store.task_ids_known(missing)
-            for task_id in missing:
-                if task_id not in known:
-                    raise NotFound(f"no task has the id {task_id}", task=task_id)
+    async def _expand(self, texts: Sequence[str]) -> list[int]:
+        """Return the numbers of task ids, each once, in their order; an array is its elements.
+
+        Raises:
+            InvalidRequest: there are none or too many, or one is no id.
+            NotFound: there is no such task.
+        """
+        requests.check_id_count(len(texts), self._cluster.limits)
+        places = {text: requests.element(text) for text in texts}
+        numbers = [requests.task_id(text) for text, place in places.items() if place is None]
+        unknown = [number for number in numbers if number not in self._cluster.tasks]
+        stored = await self._engine.store.task_ids_known(unknown) if unknown else set()
+        ids: dict[int, None] = {}
+        for text, place in places.items():
+            if place is None and ((number := int(text)) in self._cluster.tasks or number in stored):
+                ids[number] = None
+                continue
+            of_array = place or (int(text), None)
+            found = await self._engine.store.array_task_ids(*of_array)
+            if not found:
+                raise NotFound(f"no task has the id {text}", task=text)
+            ids.update(dict.fromkeys(found))
+        return list(ids)
 
     async def _all(self, ids: list[int]) -> list[Task]:
         """Return known tasks in the order of their ids, as they are at one moment."""

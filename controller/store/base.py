@@ -16,6 +16,7 @@ from controller.core.errors import MassError
 from controller.core.model import (
     Alert,
     Attempt,
+    MemoryReservation,
     Node,
     OutputStream,
     Submission,
@@ -72,6 +73,19 @@ class Stored:
     alerts: tuple[Alert, ...]  # all that are not INACTIVE, by name, node and task
     submissions: tuple[Submission, ...]  # the newest Limits.submissions_kept, oldest first
     next_task_id: int  # above every id that was ever committed, also of pruned tasks
+    reservations: tuple[MemoryReservation, ...] = ()  # by id
+    next_reservation_id: int = 1  # above every id that was ever committed
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks a list shows; what is left empty lets all through."""
+
+    states: frozenset[TaskState] = frozenset()
+    name: str = ""
+    user: str = ""
+    since_ns: int = 0  # submitted at or after this instant
+    array_id: int = 0
 
 
 class Store(Protocol):
@@ -87,7 +101,8 @@ class Store(Protocol):
     async def commit(self, saves: Sequence[Save]) -> None:
         """Keep all of a turn's saves, durably, or none.
 
-        The last value of each task, attempt, output, node, alert and submission wins. Of a task,
+        The last value of each task, attempt, output, node, reservation, alert and submission
+        wins. Of a task,
         `spec`, `user` and `submitted_at_ns` are kept from its first save. A caller that is
         cancelled while it waits does not know whether the commit happened.
 
@@ -100,11 +115,20 @@ class Store(Protocol):
         """Return a task, open or ended; None when there is none or it was pruned."""
 
     async def tasks(
-        self, *, before_id: int | None, limit: int, states: frozenset[TaskState]
+        self, *, before_id: int | None, limit: int, wanted: TaskFilter
     ) -> list[Task]:
         """Return at most `limit` tasks with ids below `before_id`, newest first.
 
-        Only those in one of `states`; an empty set means all. `limit` is at least 1.
+        Only those that pass the filter. `limit` is at least 1.
+        """
+
+    async def array_task_ids(self, array_id: int, index: int | None = None) -> list[int]:
+        """Return the ids of an array's elements by id, or only of the one with that index."""
+
+    async def ended_states(self, thing_ids: Collection[int]) -> dict[int, frozenset[TaskState]]:
+        """Return how the tasks, and the elements of the arrays, with these ids have ended.
+
+        Each id is there; its set is empty while nothing of it has ended, or when it was pruned.
         """
 
     async def tasks_by_id(self, task_ids: Collection[int]) -> dict[int, Task]:

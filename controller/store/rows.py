@@ -15,8 +15,12 @@ from controller.core.model import (
     Alert,
     AlertState,
     Attempt,
+    Dependency,
+    DependencyKind,
+    MemoryReservation,
     Node,
     OomCause,
+    Preference,
     Scheduling,
     Submission,
     Task,
@@ -53,7 +57,16 @@ def task_progress_row(task: Task) -> NewRow:
         task.failures,
         task.memory_requeues,
         task.cancelled,
+        task.not_before_ns,
+        " ".join(map(str, task.gpu_indexes)),
+        task.priority_set,
     )
+
+
+def new_task_row(task: Task) -> NewRow:
+    """Return a task's whole row."""
+    fixed = (task.array_id, task.array_index, task.spec.name)
+    return (task.id, task.user, task.submitted_at_ns, *task_progress_row(task), *fixed)
 
 
 def spec_text(spec: TaskSpec) -> str:
@@ -72,6 +85,16 @@ def spec_text(spec: TaskSpec) -> str:
             "requeue": spec.requeue,
             "environment": dict(spec.environment),
             "working_directory": spec.working_directory,
+            "constraint": spec.constraint,
+            "preference": spec.preference.value,
+            "gpus": spec.gpus,
+            "stdout_path": spec.stdout_path,
+            "stderr_path": spec.stderr_path,
+            "hold": spec.hold,
+            "retry_delay_ns": spec.retry_delay_ns,
+            "after": [(wanted.task_id, wanted.kind.value) for wanted in spec.after],
+            "array": spec.array,
+            "array_running_max": spec.array_running_max,
         },
         separators=(",", ":"),
     )
@@ -81,15 +104,23 @@ def tasks_from(rows: Iterable[Row]) -> list[Task]:
     """Return the tasks of rows of `tasks`, each with its specification as the last column."""
     found: list[Task] = []
     row: Row = ()
+    # Elements of an array have one specification, kept as one object.
+    specs: dict[str, TaskSpec] = {}
     try:
         for row in rows:
-            found.append(_task_from(row))
+            text = row[-1]
+            spec = specs.get(text)
+            if spec is None:
+                spec = _spec_from(text)
+                specs.clear()  # only neighbours are alike; more would be kept for nothing
+                specs[text] = spec
+            found.append(_task_from(row, spec))
     except _UNREADABLE as error:
         raise _damaged(f"task {row[0]}", error) from error
     return found
 
 
-def _task_from(row: Row) -> Task:
+def _task_from(row: Row, spec: TaskSpec) -> Task:
     return Task(
         id=row[0],
         user=row[1],
@@ -112,13 +143,26 @@ def _task_from(row: Row) -> Task:
         failures=row[18],
         memory_requeues=row[19],
         cancelled=bool(row[20]),
-        spec=_spec_from(row[21]),
+        not_before_ns=row[21],
+        gpu_indexes=tuple(map(int, row[22].split())),
+        priority_set=row[23],
+        array_id=row[24],
+        array_index=row[25],
+        # row[26], the name, is the specification's.
+        spec=spec,
     )
 
 
 def _spec_from(text: str) -> TaskSpec:
     fields = json.loads(text)
-    return TaskSpec(**{**fields, "command": tuple(fields["command"])})
+    fields["command"] = tuple(fields["command"])
+    # Absent in what older versions wrote.
+    if "preference" in fields:
+        fields["preference"] = Preference(fields["preference"])
+    fields["after"] = tuple(
+        Dependency(task_id, DependencyKind(kind)) for task_id, kind in fields.get("after", ())
+    )
+    return TaskSpec(**fields)
 
 
 def attempt_row(attempt: Attempt) -> NewRow:
@@ -177,6 +221,9 @@ def node_row(node: Node) -> NewRow:
         node.scheduling_reason,
         node.scheduling_by,
         node.scheduling_since_ns,
+        _words_text(node.labels) if node.labels else "",
+        node.gpus,
+        node.drain_deadline_ns,
     )
 
 
@@ -198,7 +245,29 @@ def node_from(row: Row) -> Node:
             scheduling_reason=row[11],
             scheduling_by=row[12],
             scheduling_since_ns=row[13],
+            labels=json.loads(row[14]) if row[14] else {},
+            gpus=row[15],
+            drain_deadline_ns=row[16],
         )
+
+
+def reservation_row(reservation: MemoryReservation) -> NewRow:
+    """Return the row of a reservation."""
+    return (
+        reservation.id,
+        reservation.request_id,
+        reservation.node_id,
+        reservation.memory_bytes,
+        reservation.purpose,
+        reservation.user,
+        reservation.created_at_ns,
+        reservation.expires_at_ns,
+    )
+
+
+def reservation_from(row: Row) -> MemoryReservation:
+    """Return the reservation of a row."""
+    return MemoryReservation(*row)
 
 
 def submission_row(submission: Submission) -> NewRow:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from controller.core.commands import Save
 from controller.core.limits import DEFAULT_LIMITS, MIB, Limits
 from controller.core.model import Attempt, OutputStream, Task, TaskState
-from controller.store.base import Stored, StoreError
+from controller.store.base import Stored, StoreError, TaskFilter
 from controller.store.connection import check_library, connect, copy_to, errors_named
 from controller.store.directory import DataDirectory
 from controller.store.schema import prepare
@@ -50,7 +50,9 @@ class SqliteStore:
         self._submissions_kept = limits.submissions_kept
         writing, reading = connections
         self._reader = Reader(reading)
-        self._writer = Writer(writing, self._reader.next_task_id() - 1)
+        self._writer = Writer(
+            writing, self._reader.next_task_id() - 1, self._reader.next_reservation_id() - 1
+        )
         self._write_thread = StoreThread("mass-store-write")
         self._read_thread = StoreThread("mass-store-read")
 
@@ -96,12 +98,20 @@ class SqliteStore:
         return tasks[0] if tasks else None
 
     async def tasks(
-        self, *, before_id: int | None, limit: int, states: frozenset[TaskState]
+        self, *, before_id: int | None, limit: int, wanted: TaskFilter
     ) -> list[Task]:
-        """Return a page of tasks, newest first; no states means all."""
+        """Return a page of tasks, newest first."""
         assert limit > 0
         before = ID_MAX if before_id is None else before_id
-        return await self._read(partial(self._reader.tasks, before, limit, states))
+        return await self._read(partial(self._reader.tasks, before, limit, wanted))
+
+    async def array_task_ids(self, array_id: int, index: int | None = None) -> list[int]:
+        """Return the ids of an array's elements, or of the one with that index."""
+        return await self._read(partial(self._reader.array_task_ids, array_id, index))
+
+    async def ended_states(self, thing_ids: Collection[int]) -> dict[int, frozenset[TaskState]]:
+        """Return how the tasks, and the elements of the arrays, with these ids have ended."""
+        return await self._read(partial(self._reader.ended_states, thing_ids))
 
     async def tasks_by_id(self, task_ids: Collection[int]) -> dict[int, Task]:
         """Return those of the named tasks that are known."""

@@ -9,16 +9,17 @@ from contextlib import contextmanager
 
 from controller.core.model import Attempt, OutputStream, Task, TaskState
 from controller.store import statements
-from controller.store.base import ATTEMPTS_READ_MAX, Stored
+from controller.store.base import ATTEMPTS_READ_MAX, Stored, TaskFilter
 from controller.store.rows import (
     Row,
     alert_from,
     attempt_from,
     node_from,
+    reservation_from,
     submission_from,
     tasks_from,
 )
-from controller.store.sqlite_writer import NEXT_TASK_ID
+from controller.store.sqlite_writer import NEXT_RESERVATION_ID, NEXT_TASK_ID
 
 ID_MAX = (1 << 63) - 1  # above every id and every instant
 
@@ -39,6 +40,10 @@ class Reader:
                 alerts=tuple(map(alert_from, self._all(statements.select_alerts()))),
                 submissions=tuple(map(submission_from, reversed(submissions))),
                 next_task_id=self.next_task_id(),
+                reservations=tuple(
+                    map(reservation_from, self._all(statements.select_reservations()))
+                ),
+                next_reservation_id=self.next_reservation_id(),
             )
 
     def next_task_id(self) -> int:
@@ -47,18 +52,48 @@ class Reader:
         ((last,),) = self._all(statements.select_last_task_id())
         return max(1, counted[0][0] if counted else 1, (last or 0) + 1)
 
-    def tasks(self, before_id: int, limit: int, states: frozenset[TaskState]) -> list[Task]:
-        """Return a page of tasks, newest first; no states means all."""
-        if not states:
+    def next_reservation_id(self) -> int:
+        """Return an id above every one that a reservation ever had."""
+        counted = self._all(statements.select_counter(), NEXT_RESERVATION_ID)
+        return int(counted[0][0]) if counted else 1
+
+    def tasks(self, before_id: int, limit: int, wanted: TaskFilter) -> list[Task]:
+        """Return a page of tasks, newest first."""
+        if wanted == TaskFilter():
             return tasks_from(self._all(statements.select_tasks_before(), before_id, limit))
+        named: dict[str, str | int] = {"name": wanted.name, "user": wanted.user}
+        named |= {"since": wanted.since_ns, "array": wanted.array_id}
+        query = statements.select_task_ids_filtered(
+            state=bool(wanted.states), **{key: bool(value) for key, value in named.items()}
+        )
+        values = [value for value in named.values() if value]
         with self._one_view():
-            query = statements.select_task_ids_of_state()
             ids = [
                 task_id
-                for state in states
-                for (task_id,) in self._all(query, state.value, before_id, limit)
+                for state in wanted.states or (None,)
+                for (task_id,) in self._all(
+                    query, *([state.value] if state else []), *values, before_id, limit
+                )
             ]
             return self.tasks_by_id(sorted(ids, reverse=True)[:limit])
+
+    def array_task_ids(self, array_id: int, index: int | None) -> list[int]:
+        """Return the ids of an array's elements, or of the one with that index."""
+        if index is None:
+            rows = self._all(statements.select_array(), array_id)
+        else:
+            rows = self._all(statements.select_array_element(), array_id, index)
+        return [task_id for (task_id,) in rows]
+
+    def ended_states(self, thing_ids: Collection[int]) -> dict[int, frozenset[TaskState]]:
+        """Return how the tasks, and the elements of the arrays, with these ids have ended."""
+        query = statements.select_ended_states()
+        found = {}
+        with self._one_view():
+            for thing_id in thing_ids:
+                words = self._all(query, thing_id, thing_id)
+                found[thing_id] = frozenset(TaskState(word) for (word,) in words)
+        return found
 
     def tasks_by_id(self, task_ids: Collection[int]) -> list[Task]:
         """Return those of the tasks that are known, newest first."""

@@ -14,7 +14,9 @@ from controller.store.rows import (
     NewRow,
     alert_row,
     attempt_row,
+    new_task_row,
     node_row,
+    reservation_row,
     spec_text,
     submission_row,
     task_progress_row,
@@ -23,14 +25,18 @@ from controller.store.statements import RowsStatement
 from controller.store.turn import Turn
 
 NEXT_TASK_ID = "next_task_id"
+NEXT_RESERVATION_ID = "next_reservation_id"
 
 
 class Writer:
     """Writes turns. `last_task_id` is the greatest id that was ever committed, 0 for none."""
 
-    def __init__(self, connection: sqlite3.Connection, last_task_id: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, last_task_id: int, last_reservation_id: int = 0
+    ) -> None:
         self._connection = connection
         self._last_task_id = last_task_id
+        self._last_reservation_id = last_reservation_id
 
     def commit(self, saves: Sequence[Save]) -> None:
         """Write a turn as one transaction, durably."""
@@ -48,7 +54,8 @@ class Writer:
                     for (task_id, attempt, stream), data in turn.outputs.items()
                 ],
             )
-            self._run(statements.SAVE_NODES, [node_row(value) for value in turn.nodes.values()])
+            self._save_nodes(turn)
+            self._save_reservations(turn)
             self._run(
                 statements.SAVE_SUBMISSIONS,
                 [submission_row(value) for value in turn.submissions.values()],
@@ -80,10 +87,7 @@ class Writer:
         self._run(statements.UPDATE_TASKS, rows)
         if self._connection.total_changes - before < len(changed):
             new += self._missing(changed)
-        self._run(
-            statements.INSERT_TASKS,
-            [(task.id, task.user, task.submitted_at_ns, *task_progress_row(task)) for task in new],
-        )
+        self._run(statements.INSERT_TASKS, [new_task_row(task) for task in new])
         specs = [(task.id, spec_text(task.spec)) for task in new]
         self._run(statements.INSERT_TASK_SPECS, specs)
 
@@ -92,6 +96,25 @@ class Writer:
         query = statements.select_task_ids_known()
         known = {task_id for (task_id,) in self._connection.execute(query, (ids,))}
         return [task for task in tasks if task.id not in known]
+
+    def _save_nodes(self, turn: Turn) -> None:
+        kept = [node_row(value) for value in turn.nodes.values() if value is not None]
+        self._run(statements.SAVE_NODES, kept)
+        gone = [(node_id,) for node_id, value in turn.nodes.items() if value is None]
+        self._connection.executemany(statements.delete_node(), gone)
+
+    def _save_reservations(self, turn: Turn) -> None:
+        if not turn.reservations:
+            return
+        kept = [value for value in turn.reservations.values() if value is not None]
+        self._run(statements.SAVE_RESERVATIONS, [reservation_row(value) for value in kept])
+        gone = [(number,) for number, value in turn.reservations.items() if value is None]
+        self._connection.executemany(statements.delete_reservation(), gone)
+        # An id is not given again, so that a late release of an old one cannot end a new one.
+        self._last_reservation_id = max(self._last_reservation_id, *turn.reservations)
+        self._run(
+            statements.SAVE_COUNTERS, [(NEXT_RESERVATION_ID, self._last_reservation_id + 1)]
+        )
 
     def _save_alerts(self, turn: Turn) -> None:
         kept, forgotten = [], []

@@ -22,13 +22,14 @@ from controller.store.tables import (
     counters,
     nodes,
     outputs,
+    reservations,
     submissions,
     task_specs,
     tasks,
 )
 
 _DIALECT = sqlite.dialect(paramstyle="qmark")
-# Rows of one statement, largest first; 1,024 tasks are 21,504 values, SQLite's bound is 32,766.
+# Rows of one statement, largest first; 1,024 tasks are 27,648 values, SQLite's bound is 32,766.
 _ROWS_PER_STATEMENT = (1_024, 128, 16, 4, 1)
 
 
@@ -109,9 +110,96 @@ UPDATE_TASKS = RowsStatement(1 + len(TASK_PROGRESS), _update_tasks)
 SAVE_ATTEMPTS = _insert_or_replace(attempts)
 SAVE_OUTPUTS = _insert_or_replace(outputs)
 SAVE_NODES = _insert_or_replace(nodes)
+SAVE_RESERVATIONS = _insert_or_replace(reservations)
 SAVE_SUBMISSIONS = _insert_or_replace(submissions)
 SAVE_ALERTS = _insert_or_replace(alerts)
 SAVE_COUNTERS = _insert_or_replace(counters)
+
+
+@cache
+def delete_node() -> str:
+    """Forget a node. Values: its id."""
+    return compiled(sa.delete(nodes).where(nodes.c.id == sa.bindparam("id")))
+
+
+@cache
+def delete_reservation() -> str:
+    """Forget a reservation. Values: its id."""
+    return compiled(sa.delete(reservations).where(reservations.c.id == sa.bindparam("id")))
+
+
+@cache
+def select_reservations() -> str:
+    """All reservations, by id."""
+    return compiled(sa.select(reservations).order_by(reservations.c.id))
+
+
+@cache
+def select_array() -> str:
+    """Ids of an array's elements, by id. Values: the array."""
+    return compiled(
+        sa.select(tasks.c.id)
+        .where(tasks.c.array_id > 0, tasks.c.array_id == sa.bindparam("array_id"))
+        .order_by(tasks.c.id)
+    )
+
+
+@cache
+def select_array_element() -> str:
+    """Ids of one element of an array. Values: the array, the index."""
+    return compiled(
+        sa.select(tasks.c.id).where(
+            tasks.c.array_id > 0,
+            tasks.c.array_id == sa.bindparam("array_id"),
+            tasks.c.array_index == sa.bindparam("array_index"),
+        )
+    )
+
+
+@cache
+def select_ended_states() -> str:
+    """States of what has ended of a task or an array. Values: its id, its id again."""
+    return compiled(
+        sa.select(tasks.c.state)
+        .where(
+            tasks.c.ended.is_(True),
+            sa.or_(
+                tasks.c.id == sa.bindparam("id"),
+                sa.and_(tasks.c.array_id > 0, tasks.c.array_id == sa.bindparam("array_id")),
+            ),
+        )
+        .distinct()
+    )
+
+
+@cache
+def select_task_ids_filtered(
+    state: bool, name: bool, user: bool, since: bool, array: bool
+) -> str:
+    """Ids of tasks, newest first. At most one state at a time, so that the index gives them in
+    order: with several, all tasks of those states would be sorted for one page.
+
+    Values: those asked for in this order, the id they are below, how many.
+    """
+    conditions: list[sa.ColumnElement[bool]] = []
+    if state:
+        conditions.append(tasks.c.state == sa.bindparam("state"))
+    if name:
+        conditions.append(tasks.c.name == sa.bindparam("name"))
+    if user:
+        conditions.append(tasks.c.user == sa.bindparam("user"))
+    if since:
+        conditions.append(tasks.c.submitted_at_ns >= sa.bindparam("since_ns"))
+    if array:
+        conditions.append(tasks.c.array_id > 0)
+        conditions.append(tasks.c.array_id == sa.bindparam("array_id"))
+    return compiled(
+        sa.select(tasks.c.id)
+        .where(*conditions, tasks.c.id < sa.bindparam("before_id"))
+        .order_by(tasks.c.id.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
 
 
 @cache
@@ -151,25 +239,6 @@ def select_tasks_before() -> str:
     return compiled(
         _whole_tasks()
         .where(tasks.c.id < sa.bindparam("before_id"))
-        .order_by(tasks.c.id.desc())
-        .limit(sa.bindparam("count"))
-        .offset(_NO_OFFSET)
-    )
-
-
-@cache
-def select_task_ids_of_state() -> str:
-    """Ids of one state's tasks, newest first. Values: state, the id they are below, how many.
-
-    One state at a time, so that the index gives them in order: with several, all tasks of those
-    states would be sorted for one page.
-    """
-    return compiled(
-        sa.select(tasks.c.id)
-        .where(
-            tasks.c.state == sa.bindparam("state"),
-            tasks.c.id < sa.bindparam("before_id"),
-        )
         .order_by(tasks.c.id.desc())
         .limit(sa.bindparam("count"))
         .offset(_NO_OFFSET)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 NO_REVISION = "0000"  # a store without any migration
 APPLICATION_ID = 0x4D415353  # "MASS", in the header of an SQLite file
 
@@ -24,6 +24,15 @@ def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
 
 def _text(name: str) -> sa.Column[str]:
     return sa.Column(name, sa.Text, nullable=False)
+
+
+# Columns that an upgrade added: rows of before need a value.
+def _number(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+
+
+def _words(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, server_default="")
 
 
 tasks = sa.Table(
@@ -51,8 +60,15 @@ tasks = sa.Table(
     _integer("failures"),
     _integer("memory_requeues"),
     sa.Column("cancelled", sa.Boolean, nullable=False),
+    _number("not_before_ns"),
+    _words("gpu_indexes"),
+    _integer("priority_set", nullable=True),
+    # These stay as the submit made them. They stand at the end because an upgrade can only add.
+    _number("array_id"),
+    _number("array_index"),
+    _words("name"),
 )
-TASK_PROGRESS = tuple(tasks.columns)[3:]
+TASK_PROGRESS = tuple(tasks.columns)[3:-3]
 
 # For the open tasks at start: by this and not by their states, so that one in a state that cannot
 # be read is noticed instead of left out.
@@ -64,6 +80,14 @@ sa.Index(
 )
 # For a list of one state, newest first.
 sa.Index("tasks_state", tasks.c.state, tasks.c.id)
+# For the elements of an array.
+sa.Index(
+    "tasks_array",
+    tasks.c.array_id,
+    tasks.c.array_index,
+    sqlite_where=tasks.c.array_id > 0,
+    postgresql_where=tasks.c.array_id > 0,
+)
 # For pruning, oldest end first. With `ended`, although it says nothing new: SQLite would look it up
 # in the table, for each of a million rows that are counted off.
 sa.Index(
@@ -139,7 +163,24 @@ nodes = sa.Table(
     _text("scheduling_reason"),
     _text("scheduling_by"),
     _integer("scheduling_since_ns"),
+    _words("labels"),
+    _number("gpus"),
+    _number("drain_deadline_ns"),
     sqlite_with_rowid=False,
+)
+
+# Memory set aside for something that is not a task.
+reservations = sa.Table(
+    "reservations",
+    METADATA,
+    sa.Column("id", _ROW_KEY, primary_key=True, autoincrement=False),
+    _text("request_id"),
+    _text("node_id"),
+    _integer("memory_bytes"),
+    _text("purpose"),
+    _text("user"),
+    _integer("created_at_ns"),
+    _integer("expires_at_ns"),
 )
 
 submissions = sa.Table(

@@ -17,8 +17,8 @@ def order(queue: PendingQueue, skip: frozenset[Shape] = frozenset()) -> list[int
     walk, found = queue.in_order(), []
     while (entry := walk.next()) is not None:
         found.append(entry[0])
-        if entry[1] in skip:
-            walk.skip_shape()
+        if entry[1].shape in skip:
+            walk.skip_line()
     return found
 
 

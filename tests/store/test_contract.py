@@ -41,11 +41,10 @@ from controller.core.model import (
     Task,
     TaskState,
 )
-from controller.store.base import Store, StoreError
+from controller.store.base import Store, StoreError, TaskFilter
 from controller.store.sqlite import SqliteStore
 
 LIMITS = Limits(submissions_kept=3)
-NO_STATES: frozenset[TaskState] = frozenset()
 
 
 class Place:
@@ -120,7 +119,7 @@ class TestValuesComeBackAsTheyWere:
         async def check(store: Store) -> None:
             await store.commit([SaveTask(task) for task in tasks])
             newest_first = sorted(tasks, key=lambda task: -task.id)
-            assert await store.tasks(before_id=None, limit=10, states=NO_STATES) == newest_first
+            assert await store.tasks(before_id=None, limit=10, wanted=TaskFilter()) == newest_first
             stored = await store.load()
             assert stored.tasks == tuple(t for t in reversed(newest_first) if not t.ended)
             assert stored.next_task_id == newest_first[0].id + 1
@@ -312,7 +311,7 @@ class TestReading:
         await store.commit([SaveTask(stored_task(task_id)) for task_id in range(1, 8)])
         pages: list[list[int]] = []
         before_id: int | None = None
-        while page := await store.tasks(before_id=before_id, limit=3, states=NO_STATES):
+        while page := await store.tasks(before_id=before_id, limit=3, wanted=TaskFilter()):
             pages.append([task.id for task in page])
             before_id = page[-1].id
         assert pages == [[7, 6, 5], [4, 3, 2], [1]]
@@ -321,9 +320,10 @@ class TestReading:
         circle = (TaskState.PENDING, TaskState.RUNNING, TaskState.SUCCEEDED)
         await store.commit([SaveTask(stored_task(n, circle[n % 3])) for n in range(1, 13)])
         states = frozenset({TaskState.PENDING, TaskState.SUCCEEDED})
-        page = await store.tasks(before_id=11, limit=5, states=states)
+        page = await store.tasks(before_id=11, limit=5, wanted=TaskFilter(states=states))
         assert [task.id for task in page] == [9, 8, 6, 5, 3]
-        none = await store.tasks(before_id=None, limit=5, states=frozenset({TaskState.LOST}))
+        lost = TaskFilter(states=frozenset({TaskState.LOST}))
+        none = await store.tasks(before_id=None, limit=5, wanted=lost)
         assert none == []
 
     async def test_tasks_are_found_by_id(self, store: Store) -> None:
@@ -381,7 +381,7 @@ class TestPrune:
         tasks = [stored_task(n, TaskState.SUCCEEDED, ended_at_ns=n) for n in range(1, 451)]
         await store.commit([SaveTask(task) for task in tasks])
         assert await store.prune(ended_before_ns=0, tasks_max=10) == 440
-        page = await store.tasks(before_id=None, limit=100, states=NO_STATES)
+        page = await store.tasks(before_id=None, limit=100, wanted=TaskFilter())
         assert [task.id for task in page] == list(range(450, 440, -1))
 
     async def test_the_id_of_a_forgotten_task_is_never_given_again(self, place: Place) -> None:

@@ -287,14 +287,20 @@ class TestReadersAndWriters:
         [
             statements.select_open_tasks(),
             statements.select_tasks_before(),
-            statements.select_task_ids_of_state(),
+            statements.select_array(),
+            statements.select_array_element(),
+            statements.select_ended_states(),
+            *(
+                statements.select_task_ids_filtered(*(place == given for place in range(5)))
+                for given in range(5)
+            ),
             statements.select_tasks_by_id(),
             statements.select_task_ids_known(),
             statements.select_attempts(),
             statements.select_output(),
             statements.select_ended_task_ids(),
             statements.delete_tasks(),
-            next(statements.UPDATE_TASKS.calls([(1,) * 19]))[0],
+            next(statements.UPDATE_TASKS.calls([(1,) * 22]))[0],
         ],
     )
     async def test_no_query_walks_through_the_whole_history(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from controller.core.expression_text import duration_ns
 from controller.core.expressions import parse
 from controller.core.metrics import METRIC_NAMES, WINDOWLESS_NAMES
-from controller.core.model import Task, TaskSpec, TaskState
+from controller.core.model import Dependency, Preference, Task, TaskSpec, TaskState
 from controller.core.rules import Rule
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1}
@@ -40,6 +40,14 @@ def spec(
     requeue: bool = True,
     time_limit: str | None = None,
     name: str = "work",
+    retry_delay: str | int = 0,
+    after: tuple[Dependency, ...] = (),
+    hold: bool = False,
+    array: str = "",
+    at_once: int = 0,
+    constraint: str = "",
+    gpus: int = 0,
+    pack: bool = False,
 ) -> TaskSpec:
     """Return what a user asks for."""
     return TaskSpec(
@@ -53,6 +61,14 @@ def spec(
         retries=retries,
         requeue=requeue,
         time_limit_ns=None if time_limit is None else span(time_limit),
+        retry_delay_ns=span(retry_delay),
+        after=after,
+        hold=hold,
+        array=array,
+        array_running_max=at_once,
+        constraint=constraint,
+        gpus=gpus,
+        preference=Preference.PACK if pack else Preference.SPREAD,
     )
 
 

@@ -6,7 +6,7 @@ commands said is kept like a store would, so that `restart` begins from nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mass.v1 import agent_pb2
@@ -17,11 +17,14 @@ from controller import wire
 from controller.core.cluster import Cluster
 from controller.core.commands import (
     Command,
+    ForgetNode,
+    ForgetReservation,
     Reply,
     SaveAlert,
     SaveAttempt,
     SaveNode,
     SaveOutput,
+    SaveReservation,
     SaveSubmission,
     SaveTask,
     SendAcknowledgement,
@@ -29,13 +32,20 @@ from controller.core.commands import (
 )
 from controller.core.events import (
     AttemptEnded,
+    AttemptFrozen,
     AttemptStarted,
     Event,
     NodeCordoned,
+    NodeDrained,
+    NodeForgotten,
     NodeJoined,
     NodeLeft,
     NodeUncordoned,
+    ReservationAsked,
+    ReservationReleased,
+    ReservationRenewed,
     TasksCancelled,
+    TasksControlled,
     TasksSubmitted,
     Tick,
 )
@@ -45,12 +55,15 @@ from controller.core.model import (
     AlertState,
     Attempt,
     KnownAttempt,
+    MemoryReservation,
     Node,
     OomCause,
     OutputStream,
     Submission,
     Task,
+    TaskAction,
     TaskSpec,
+    TaskState,
 )
 from controller.core.rules import Rule, RuleSet
 from controller.core.scheduler import Scheduler
@@ -69,6 +82,8 @@ class Saved:
     outputs: dict[tuple[int, int, OutputStream], bytes] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     submissions: dict[str, Submission] = field(default_factory=dict)
+    reservations: dict[int, MemoryReservation] = field(default_factory=dict)
+    reservation_ids: set[int] = field(default_factory=set)  # of all there ever were
     alerts: dict[tuple[str, str, int], Alert] = field(default_factory=dict)
 
     def keep(self, command: Command) -> None:
@@ -86,6 +101,13 @@ class Saved:
                 self.outputs[task_id, number, stream] = data
             case SaveNode(node):
                 self.nodes[node.id] = node
+            case ForgetNode(node_id):
+                del self.nodes[node_id]
+            case SaveReservation(reservation):
+                self.reservations[reservation.id] = reservation
+                self.reservation_ids.add(reservation.id)
+            case ForgetReservation(reservation_id):
+                del self.reservations[reservation_id]
             case SaveSubmission(submission):
                 self.submissions[submission.request_id] = submission
             case SaveAlert(alert) if alert.state is AlertState.INACTIVE:
@@ -147,6 +169,7 @@ class Harness:
         still_open = {i: task for i, task in self.saved.tasks.items() if not task.ended}
         assert still_open == self.cluster.tasks, "what is saved is what is known"
         assert {i: r.node for i, r in self.cluster.nodes.items()} == self.saved.nodes
+        assert self.cluster.memory_reservations == self.saved.reservations
 
     # --- turns ---
 
@@ -199,6 +222,8 @@ class Harness:
             submissions=tuple(saved.submissions.values()),
             next_task_id=max(saved.tasks, default=0) + 1,
             now_ns=self.now_ns,
+            reservations=tuple(saved.reservations[i] for i in sorted(saved.reservations)),
+            next_reservation_id=max(saved.reservation_ids, default=0) + 1,
         )
         return self.cycle()
 
@@ -214,6 +239,8 @@ class Harness:
         machine: str = "",
         instance: str = "i1",
         attempts: tuple[KnownAttempt, ...] = (),
+        labels: Mapping[str, str] | None = None,
+        gpus: int = 0,
     ) -> list[Command]:
         """Say hello as an agent."""
         self._streams += 1
@@ -230,6 +257,8 @@ class Harness:
             enforcement="watchdog",
             attempts=attempts,
             stream=self._streams,
+            labels=labels or {},
+            gpus=gpus,
         )
         commands = self.turn(event)
         before = self.agents.get(node)
@@ -290,12 +319,75 @@ class Harness:
 
     # --- tasks ---
 
-    def submit(self, *specs: TaskSpec, request_id: str = "") -> tuple[int, ...]:
-        """Submit tasks and return their ids."""
-        self.turn(TasksSubmitted(self.now_ns, request_id, "ada", specs))
+    def submit(
+        self,
+        *specs: TaskSpec,
+        request_id: str = "",
+        user: str = "ada",
+        outcomes: Mapping[int, frozenset[TaskState]] | None = None,
+    ) -> tuple[int, ...]:
+        """Submit tasks and return their ids. How things ended is looked up in what is saved."""
+        if outcomes is None:
+            outcomes = self._outcomes(specs)
+        self.turn(TasksSubmitted(self.now_ns, request_id, user, specs, outcomes))
         replies = [command.value for command in self.commands if isinstance(command, Reply)]
         assert isinstance(replies[0], tuple)
         return replies[0]
+
+    def _outcomes(self, specs: Iterable[TaskSpec]) -> dict[int, frozenset[TaskState]]:
+        return {
+            wanted.task_id: frozenset(
+                task.state
+                for task in self.saved.tasks.values()
+                if task.ended and wanted.task_id in (task.id, task.array_id)
+            )
+            for spec in specs
+            for wanted in spec.after
+        }
+
+    def control(self, action: TaskAction, *task_ids: int, priority: int = 0) -> tuple[str, ...]:
+        """Hold, release, pause, resume or change the priority; return the refusals."""
+        self.turn(TasksControlled(self.now_ns, task_ids, action, priority))
+        replies = [command.value for command in self.commands if isinstance(command, Reply)]
+        assert isinstance(replies[0], tuple)
+        return replies[0]
+
+    def drain(self, node: str, deadline: str | int = 0, reason: str = "repair") -> list[Command]:
+        """Empty a node, up to a deadline from now."""
+        deadline_ns = self.now_ns + span(deadline) if deadline else 0
+        return self.turn(NodeDrained(self.now_ns, node, reason, "ada", deadline_ns))
+
+    def forget(self, node: str) -> list[Command]:
+        """Remove a node that is gone."""
+        return self.turn(NodeForgotten(self.now_ns, node))
+
+    def reserve(
+        self, mem: str | int, *, node: str = "", ttl: str = "10m", request_id: str = ""
+    ) -> MemoryReservation:
+        """Set memory aside for something that is not a task."""
+        self.turn(
+            ReservationAsked(self.now_ns, request_id, size(mem), node, span(ttl), "cache", "ada")
+        )
+        (found,) = (c.value for c in self.commands if isinstance(c, Reply))
+        assert isinstance(found, MemoryReservation)
+        return found
+
+    def renew(self, reservation_id: int, ttl: str) -> list[Command]:
+        """Move the end of a reservation."""
+        return self.turn(ReservationRenewed(self.now_ns, reservation_id, span(ttl)))
+
+    def release(self, reservation_id: int) -> list[Command]:
+        """Give a reservation back."""
+        return self.turn(ReservationReleased(self.now_ns, reservation_id))
+
+    def frozen(self, task_id: int, paused: bool) -> list[Command]:
+        """Report that an attempt was paused, or goes on."""
+        node, attempt = self._present(task_id, "", 0)
+        self._touch(node)
+        sequence = self._next_sequence(node)
+        return self.turn(
+            AttemptFrozen(self.now_ns, node, sequence, task_id, attempt, paused)
+        )
 
     def cancel(self, *task_ids: int, grace: str = "10s") -> list[Command]:
         """Cancel tasks."""
@@ -336,6 +428,7 @@ class Harness:
         stdout: bytes = b"",
         ended_at_ns: int | None = None,
         stream: int | None = None,
+        error_text: str = "",
     ) -> list[Command]:
         """Report that an attempt has ended; by default the present one, on its node."""
         node, attempt = self._present(task_id, node, attempt)
@@ -359,6 +452,7 @@ class Harness:
                 start_error=start_error,
                 stdout_tail=stdout,
                 stream=stream,
+                error_text=error_text,
             )
         )
 

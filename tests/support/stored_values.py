@@ -12,8 +12,12 @@ from controller.core.model import (
     Alert,
     AlertState,
     Attempt,
+    Dependency,
+    DependencyKind,
+    MemoryReservation,
     Node,
     OomCause,
+    Preference,
     Scheduling,
     Submission,
     Task,
@@ -100,6 +104,11 @@ def stored_submission(number: int) -> Submission:
     return Submission(request_id=f"r{number}", first_task_id=number, count=1, at_ns=number)
 
 
+def stored_reservation(number: int, node_id: str = "n1") -> MemoryReservation:
+    """Return a plain reservation."""
+    return MemoryReservation(number, f"q{number}", node_id, 1 << 30, "cache", "ada", 1, 2)
+
+
 # Quotes, NUL and any script: whatever a user can put into a command comes back as it was.
 words = st.text(max_size=20)
 names = st.text(min_size=1, max_size=20)
@@ -122,6 +131,18 @@ specs = st.builds(
     requeue=st.booleans(),
     environment=mappings,
     working_directory=words,
+    constraint=words,
+    preference=st.sampled_from(Preference),
+    gpus=integers,
+    stdout_path=words,
+    stderr_path=words,
+    hold=st.booleans(),
+    retry_delay_ns=integers,
+    after=st.lists(
+        st.builds(Dependency, task_id=integers, kind=st.sampled_from(DependencyKind)), max_size=3
+    ).map(tuple),
+    array=words,
+    array_running_max=integers,
 )
 tasks = st.builds(
     Task,
@@ -146,11 +167,16 @@ tasks = st.builds(
     failures=integers,
     memory_requeues=integers,
     cancelled=st.booleans(),
+    array_id=integers,
+    array_index=integers,
+    not_before_ns=integers,
+    gpu_indexes=st.lists(integers, max_size=3).map(tuple),
+    priority_set=st.none() | signed,
 )
 
 
 def changes_of(task: Task) -> st.SearchStrategy[Task]:
-    """Later values of a task: anything may differ but its id, spec, user and submission."""
+    """Later values of a task: anything may differ but what its submit made."""
     return tasks.map(
         lambda other: replace(
             other,
@@ -158,6 +184,8 @@ def changes_of(task: Task) -> st.SearchStrategy[Task]:
             spec=task.spec,
             user=task.user,
             submitted_at_ns=task.submitted_at_ns,
+            array_id=task.array_id,
+            array_index=task.array_index,
         )
     )
 
@@ -194,6 +222,9 @@ nodes = st.builds(
     scheduling_reason=words,
     scheduling_by=words,
     scheduling_since_ns=integers,
+    labels=mappings,
+    gpus=integers,
+    drain_deadline_ns=integers,
 )
 alerts = st.builds(
     Alert,

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from controller.core.commands import (
+    ForgetNode,
+    ForgetReservation,
     Save,
     SaveAlert,
     SaveAttempt,
     SaveNode,
     SaveOutput,
+    SaveReservation,
     SaveSubmission,
     SaveTask,
 )
@@ -23,13 +26,14 @@ from controller.core.model import (
     AlertKey,
     AlertState,
     Attempt,
+    MemoryReservation,
     Node,
     OutputStream,
     Submission,
     Task,
     TaskState,
 )
-from controller.store.base import ATTEMPTS_READ_MAX, Stored, StoreError
+from controller.store.base import ATTEMPTS_READ_MAX, Stored, StoreError, TaskFilter
 
 
 @dataclass(slots=True)
@@ -43,6 +47,8 @@ class MemoryDisk:
     submissions: dict[str, Submission] = field(default_factory=dict)
     alerts: dict[AlertKey, Alert] = field(default_factory=dict)
     next_task_id: int = 1
+    reservations: dict[int, MemoryReservation] = field(default_factory=dict)
+    next_reservation_id: int = 1
 
 
 class MemoryStore:
@@ -79,6 +85,8 @@ class MemoryStore:
             alerts=tuple(alert for _, alert in sorted(disk.alerts.items())),
             submissions=tuple(submissions[max(0, kept) :]),
             next_task_id=disk.next_task_id,
+            reservations=tuple(value for _, value in sorted(disk.reservations.items())),
+            next_reservation_id=disk.next_reservation_id,
         )
 
     async def commit(self, saves: Sequence[Save]) -> None:
@@ -98,15 +106,34 @@ class MemoryStore:
         return self.disk.tasks.get(task_id)
 
     async def tasks(
-        self, *, before_id: int | None, limit: int, states: frozenset[TaskState]
+        self, *, before_id: int | None, limit: int, wanted: TaskFilter
     ) -> list[Task]:
         self._check_open()
         found = [
             task
             for task_id, task in sorted(self.disk.tasks.items(), reverse=True)
-            if (before_id is None or task_id < before_id) and (not states or task.state in states)
+            if (before_id is None or task_id < before_id) and _passes(task, wanted)
         ]
         return found[:limit]
+
+    async def array_task_ids(self, array_id: int, index: int | None = None) -> list[int]:
+        self._check_open()
+        return [
+            task_id
+            for task_id, task in sorted(self.disk.tasks.items())
+            if task.array_id == array_id and index in (None, task.array_index)
+        ]
+
+    async def ended_states(self, thing_ids: Collection[int]) -> dict[int, frozenset[TaskState]]:
+        self._check_open()
+        return {
+            thing_id: frozenset(
+                task.state
+                for task in self.disk.tasks.values()
+                if task.ended and thing_id in (task.id, task.array_id)
+            )
+            for thing_id in thing_ids
+        }
 
     async def tasks_by_id(self, task_ids: Collection[int]) -> dict[int, Task]:
         self._check_open()
@@ -186,6 +213,14 @@ class MemoryStore:
                 disk.outputs[task_id, number, stream] = data
             case SaveNode(node):
                 disk.nodes[node.id] = node
+            case ForgetNode(node_id):
+                self.disk.nodes.pop(node_id, None)
+            case SaveReservation(reservation):
+                self.disk.reservations[reservation.id] = reservation
+                following = max(self.disk.next_reservation_id, reservation.id + 1)
+                self.disk.next_reservation_id = following
+            case ForgetReservation(reservation_id):
+                self.disk.reservations.pop(reservation_id, None)
             case SaveSubmission(submission):
                 disk.submissions[submission.request_id] = submission
             case SaveAlert(alert):
@@ -193,3 +228,13 @@ class MemoryStore:
                     disk.alerts.pop(alert.key, None)
                 else:
                     disk.alerts[alert.key] = alert
+
+
+def _passes(task: Task, wanted: TaskFilter) -> bool:
+    return (
+        (not wanted.states or task.state in wanted.states)
+        and wanted.name in ("", task.spec.name)
+        and wanted.user in ("", task.user)
+        and task.submitted_at_ns >= wanted.since_ns
+        and wanted.array_id in (0, task.array_id)
+    )

@@ -21,22 +21,36 @@ from controller import views
 from controller.core import explain
 from controller.core.commands import (
     Command,
+    ForgetNode,
+    ForgetReservation,
     Notify,
     Reply,
     SaveAlert,
     SaveAttempt,
     SaveNode,
     SaveOutput,
+    SaveReservation,
     SaveSubmission,
     SaveTask,
     SendAcknowledgement,
     SendAssignment,
+    SendFreeze,
     SendStop,
     SendWelcome,
 )
 from controller.core.errors import MassError
 from controller.core.limits import Limits
-from controller.core.model import KnownAttempt, Node, OomCause, OutputStream, TaskState
+from controller.core.model import (
+    Dependency,
+    DependencyKind,
+    KnownAttempt,
+    MemoryReservation,
+    Node,
+    OomCause,
+    OutputStream,
+    TaskAction,
+    TaskState,
+)
 from controller.core.promise import PRESSURES
 from controller.core.rules import Rule
 from controller.core.scheduler import Scheduler
@@ -142,6 +156,9 @@ class Story:
         options: dict[str, Any] = dict(words)
         if "cpus" in words:
             options["cpus"] = float(words["cpus"])
+        options["gpus"] = int(words.get("gpus", "0"))
+        labels = words.get("labels", "").split(",")
+        options["labels"] = dict(label.split(":") for label in labels if label)
         known = [word.split("/") for word in words.get("attempts", "").split(",") if word]
         options["attempts"] = tuple(
             KnownAttempt(int(task), int(number.rstrip("!")), number.endswith("!"))
@@ -167,12 +184,48 @@ class Story:
     def _do_submit(self, plain: list[str], words: Words) -> None:
         options: dict[str, Any] = dict(words)
         count, request_id = int(options.pop("count", "1")), options.pop("id", "")
-        for key, kind in (("cpus", float), ("priority", int), ("retries", int)):
+        user = options.pop("user", "ada")
+        options["after"] = _dependencies(options.pop("after", ""))
+        for key, kind in (
+            ("cpus", float), ("priority", int), ("retries", int), ("gpus", int), ("at_once", int),
+        ):  # fmt: skip
             if key in options:
                 options[key] = kind(options[key])
         options["time_limit"] = options.pop("time", None)
-        wanted = spec(requeue="no-requeue" not in plain, **options)
-        self.world.submit(*[wanted] * count, request_id=request_id)
+        wanted = spec(
+            requeue="no-requeue" not in plain,
+            hold="hold" in plain,
+            pack="pack" in plain,
+            **options,
+        )
+        self.world.submit(*[wanted] * count, request_id=request_id, user=user)
+
+    def _do_graph(self, plain: list[str], words: Words) -> None:
+        """Submit small tasks in one call, each with what it waits for: -1 is the first."""
+        self.world.submit(*[spec("64MiB", after=_dependencies(word)) for word in plain])
+
+    def _do_control(self, plain: list[str], words: Words) -> None:
+        action, *ids = plain
+        priority = int(words.get("priority", "0"))
+        self.world.control(TaskAction(action), *map(int, ids), priority=priority)
+
+    def _do_drain(self, plain: list[str], words: Words) -> None:
+        self.world.drain(plain[0], words.get("deadline", 0))
+
+    def _do_forget(self, plain: list[str], words: Words) -> None:
+        self.world.forget(plain[0])
+
+    def _do_reserve(self, plain: list[str], words: Words) -> None:
+        self.world.reserve(words.pop("mem"), **words)
+
+    def _do_renew(self, plain: list[str], words: Words) -> None:
+        self.world.renew(int(plain[0]), words["ttl"])
+
+    def _do_release(self, plain: list[str], words: Words) -> None:
+        self.world.release(int(plain[0]))
+
+    def _do_frozen(self, plain: list[str], words: Words) -> None:
+        self.world.frozen(int(plain[0]), "paused" in plain)
 
     def _do_cancel(self, plain: list[str], words: Words) -> None:
         self.world.cancel(*map(int, plain), grace=words.get("grace", "10s"))
@@ -200,6 +253,7 @@ class Story:
             stopped="stopped" in flags,
             start_error=words.get("error", ""),
             stdout=words.get("stdout", "").encode(),
+            error_text=words.get("says", ""),
             stream=int(words["stream"]) if "stream" in words else None,
         )
 
@@ -289,6 +343,16 @@ class Story:
         ]
 
 
+def _dependencies(text: str) -> tuple[Dependency, ...]:
+    """Return what "3,-1:any" says; "none" says nothing."""
+    found = []
+    for part in text.split(","):
+        number, _, kind = part.partition(":")
+        if number not in ("", "none"):
+            found.append(Dependency(int(number), DependencyKind(kind or "ok")))
+    return tuple(found)
+
+
 def show(commands: list[Command]) -> list[str]:
     """Return commands as lines, in their order; very many are only counted."""
     if len(commands) <= SHOWN_MAX:
@@ -317,6 +381,15 @@ def _line(command: Command) -> str:
             return f"saved output {task_id}/{number} {stream.value} {len(data)} bytes"
         case SaveNode(node):
             return f"saved node {node.id} {node.scheduling.value}"
+        case ForgetNode(node_id):
+            return f"forgot node {node_id}"
+        case SaveReservation(reservation):
+            return (
+                f"saved reservation {reservation.id} of {gibibytes(reservation.memory_bytes)}"
+                f" on {reservation.node_id}"
+            )
+        case ForgetReservation(reservation_id):
+            return f"forgot reservation {reservation_id}"
         case SaveSubmission(known):
             return f"saved submission {known.request_id} {known.first_task_id} x {known.count}"
         case SaveAlert(alert):
@@ -339,8 +412,11 @@ def _sent(command: Command) -> str:
             return f"sent {node_id} assign {task.id}/{task.attempt} limit {limit}"
         case SendStop(node_id, task_id, number, grace_ns):
             return f"sent {node_id} stop {task_id}/{number} grace {grace_ns / 1e9:g} s"
+        case SendFreeze(node_id, task_id, number, paused):
+            return f"sent {node_id} {'pause' if paused else 'resume'} {task_id}/{number}"
         case SendAcknowledgement(node_id, sequence):
             return f"sent {node_id} acknowledge {sequence}"
         case Reply(value):
-            return f"replied {value.id if isinstance(value, Node) else value}"
+            named = isinstance(value, Node | MemoryReservation)
+            return f"replied {value.id if named else value}"  # type: ignore[attr-defined]
     raise AssertionError(command)

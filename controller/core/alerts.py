@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -87,12 +87,13 @@ class Subject:
 
     node_id: str = ""
     task_id: int = 0
+    task_label: str = field(default="", compare=False)  # the task's id as people write it
 
     @property
     def labels(self) -> dict[str, str]:
         """The labels that its alerts carry."""
         labels = {"node": self.node_id} if self.node_id else {}
-        return {**labels, "task": str(self.task_id)} if self.task_id else labels
+        return {**labels, "task": self.task_label} if self.task_id else labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +357,7 @@ class Alerts:
         places.update({Subject(node_id): (Scope.NODE, slot) for node_id, slot in slots.items()})
         places.update({task: (Scope.TASK, row) for task, row in (tasks or {}).items()})
         for alert in sorted(alerts, key=lambda alert: alert.resolved_at_ns):
-            subject = Subject(alert.node_id, alert.task_id)
+            subject = Subject(alert.node_id, alert.task_id, alert.labels.get("task", ""))
             index, (scope, slot) = self._by_name.get(alert.name), places.get(subject, (None, 0))
             if index is not None and self._rows[index].rule.scope is not scope:
                 index = None

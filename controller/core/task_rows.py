@@ -44,7 +44,8 @@ class TaskRows:
                 assert row < self.rows_max, "more attempts run than may have a reservation"
                 self.subjects.append(None)
             self._rows[attempt] = row
-            self.subjects[row] = Subject(attempts[attempt].node_id, task_id=attempt[0])
+            task = attempts[attempt]
+            self.subjects[row] = Subject(task.node_id, task.id, task.label)
 
     def take_gone(self) -> list[int]:
         """Return the rows freed since the last call: alerts of their attempts are to end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -283,6 +284,7 @@ def test_alert_of_a_task_goes_on_after_a_restart(harness: Harness) -> None:
     harness.restart()
     (after,) = harness.cluster.alerts.active()
     assert (after.key, after.fired_at_ns) == (before.key, before.fired_at_ns)
+    assert after.labels == before.labels
     assert after.state.value == "NO_DATA"
 
 
@@ -303,6 +305,16 @@ def test_rows_of_tasks_are_used_again_and_never_grow_beyond_the_bound() -> None:
         assert harness.cluster.task_rows.by_subject() == {}
         assert harness.cluster.alerts.active() == []
         assert {task.state for task in harness.saved.tasks.values()} == {TaskState.SUCCEEDED}
+
+
+def test_element_of_an_array_is_labelled_as_people_write_it() -> None:
+    with Harness() as harness:
+        (task_id,) = harness.submit(spec("1GiB"))
+        element = replace(harness.task(task_id), node_id="n1", array_id=12, array_index=3)
+    rows = TaskRows(1)
+    rows.update([element])
+    assert rows.subjects[0] is not None
+    assert rows.subjects[0].labels == {"node": "n1", "task": "12_3"}
 
 
 def test_more_rows_than_tasks_may_run_are_our_mistake() -> None:

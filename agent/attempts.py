@@ -174,9 +174,12 @@ class Attempts:
                         cpus=assignment.cpus,
                     )
                 )
-        except (StartError, OSError) as error:
+        except Exception as error:
             self.follower.end(key)
             LOG.info("start failed task=%d attempt=%d reason=%s", *key, error)
+            if not isinstance(error, StartError | OSError):
+                # Whatever it was: an attempt without an end would hold its memory for ever.
+                LOG.error("a start failed in a way that nobody foresaw", exc_info=error)
             self.handle(StartFailed(key, str(error)))
             return
         self.handle(StartSucceeded(key, pid, started_at_ns))

@@ -104,6 +104,7 @@ class Connection:
         self._broken: asyncio.Future[None] | None = None  # of the open stream
         attempts.disconnect = self._break
         self.connected = False
+        self._was_welcome = False  # on any stream
         # Before the first welcome there is nothing that could run elsewhere.
         self._lease_ns = LEASE_DEFAULT_NS
         self._contact_ns = boot_clock_ns()
@@ -172,13 +173,11 @@ class Connection:
                 request_serializer=_serialize,
                 response_deserializer=agent_pb2.ControllerMessage.FromString,
             )()
-            welcomed = False
             try:
                 welcome = await self._greet(call)
-                welcomed = True
                 await self._converse(call, welcome)
             except grpc.aio.AioRpcError as error:
-                raise _lost(error, welcomed=welcomed) from error
+                raise _lost(error, was_welcome=self._was_welcome) from error
             finally:
                 call.cancel()
 
@@ -198,9 +197,9 @@ class Connection:
             raise StreamLost("the first message of the controller was no welcome", slowly=True)
         try:
             return wire.decode_welcome(first.welcome)
-        except wire.ProtocolMismatch as error:
-            raise AgentRefused(str(error)) from error
         except wire.WireError as error:
+            if isinstance(error, wire.ProtocolMismatch) and not self._was_welcome:
+                raise AgentRefused(str(error)) from error
             raise StreamLost(str(error), slowly=True) from error
 
     async def _converse(self, call: Call, welcome: wire.Welcome) -> None:
@@ -224,7 +223,7 @@ class Connection:
 
     def _begin(self, welcome: wire.Welcome) -> None:
         self._failures = 0
-        self.connected = True
+        self.connected = self._was_welcome = True
         self._contact_ns = self._boot_clock_ns()
         self._lease_ns = welcome.attempt_lease_ns
         self._attempts.handle(welcome.event)
@@ -333,12 +332,13 @@ def _serialize(message: agent_pb2.AgentMessage) -> bytes:
     return message.SerializeToString()
 
 
-def _lost(error: grpc.aio.AioRpcError, *, welcomed: bool) -> Exception:
+def _lost(error: grpc.aio.AioRpcError, *, was_welcome: bool) -> Exception:
     """Return what a status means for the agent.
 
-    Once it was welcome, an agent is never refused for good: its tasks would die for one message.
+    Once it was welcome, on whichever stream, an agent is never refused for good: its tasks would
+    die for one message. Their lease says how long they may go on.
     """
     code, sentence = error.code(), error.details() or error.code().name
-    if code in FATAL_CODES and not welcomed:
+    if code in FATAL_CODES and not was_welcome:
         return AgentRefused(sentence)
     return StreamLost(sentence, slowly=code in SLOW_CODES or code in FATAL_CODES)

@@ -26,6 +26,7 @@ from agent.attempts import Attempts
 from agent.connection import AgentRefused, Connection
 from agent.follower import Follower
 from agent.outbox import Outbox
+from agent.runner import Launch
 from agent.sampler import Sampler
 from agent.spool import Spool
 from agent.wire import Identity
@@ -343,6 +344,40 @@ async def test_a_welcome_agent_outlives_a_refused_message(
     await stream.until_samples(1)
     stream.end(grpc.StatusCode.INVALID_ARGUMENT, "a sample cannot be")
     await (await controller.welcomed()).until_samples(1)
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT]
+)
+async def test_a_welcome_agent_outlives_a_refused_hello_with_its_tasks(
+    agent: Agent,
+    controller: FakeController,
+    monkeypatch: pytest.MonkeyPatch,
+    code: grpc.StatusCode,
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.05)
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    await stream.until_reports(1)
+    stream.end(grpc.StatusCode.UNAVAILABLE, "the controller is shutting down")
+    (await controller.stream()).end(code, "this cannot be")
+    await controller.welcomed(protocol_version=2)
+    stream = await controller.welcomed()
+    assert [(known.task_id, known.ended) for known in stream.hello().attempts] == [(1, False)]
+    assert agent.runner.signals == []
+
+
+async def test_a_start_that_fails_unforeseen_is_an_end_too(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(launch: Launch) -> int:
+        raise UnicodeEncodeError("latin-1", launch.argv[0], 0, 1, "ordinal not in range(256)")
+
+    monkeypatch.setattr(agent.runner, "start", start)
+    stream = await controller.welcomed()
+    stream.send(assign(1))
+    (report,) = await stream.until_reports(1)
+    assert "ordinal not in range" in report.ended.start_error
 
 
 async def test_a_name_that_is_taken_is_asked_for_slowly(

@@ -42,6 +42,7 @@ Key = tuple[int, int]
 # disk) takes longer. Its memory and its writes are still real, so its end is not reported early.
 KILL_PAUSES_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 STUCK_WARNING_SECONDS = 30.0
+FINISH_PAUSE_SECONDS = 1.0
 CLOSE_SECONDS_MAX = 30.0  # then the next life of this node sweeps what is left
 
 
@@ -272,11 +273,18 @@ class Runner:
         """Empty the group, read what it has to say, remove it, report the end."""
         ended_at_ns = time.time_ns()
         group = attempt.group
-        await self._empty(group)
+        while True:
+            try:
+                await self._empty(group)
+                peak_bytes = self._enforcement.peak(group)
+                oom_kill_count = self._enforcement.oom_kills(group)
+                break
+            except OSError as error:
+                # Out of file descriptors, say: an end that is late is better than none.
+                LOG.error("group %s cannot be read, trying again: %s", group.name, error)
+                await asyncio.sleep(FINISH_PAUSE_SECONDS)
         # Only now: while the status is not collected, the pid cannot mean another process.
         status = attempt.process.collect()
-        peak_bytes = self._enforcement.peak(group)
-        oom_kill_count = self._enforcement.oom_kills(group)
         self._remove(group)
         del self._attempts[attempt.launch.key]
         self._on_exit(_exit(attempt, status, peak_bytes, oom_kill_count, ended_at_ns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from support.processes import (
 
 from agent.cgroup1 import Cgroup1
 from agent.enforce import Enforcement
+from agent.group import Group
 from agent.runner import Exit, Launch, Runner, StartError
 from agent.watchdog import Watchdog
 
@@ -373,3 +375,20 @@ async def test_start_on_a_parked_launcher_takes_milliseconds(
             await node.ended(wanted)
     # 2 ms is the aim on a quiet machine; joining a group on this path would show as 15.
     assert sorted(took)[len(took) // 2] < 0.008
+
+
+async def test_end_is_told_though_its_group_cannot_be_read_at_first(
+    enforcement: Enforcement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.runner.FINISH_PAUSE_SECONDS", 0.01)
+    read, refusals = enforcement.oom_kills, [OSError(errno.EMFILE, "Too many open files")]
+
+    def oom_kills(group: Group) -> int:
+        if refusals:
+            raise refusals.pop()
+        return read(group)
+
+    monkeypatch.setattr(enforcement, "oom_kills", oom_kills)
+    async with opened(enforcement) as node:
+        ended = await node.run(launch(tmp_path, 1, "sh", "-c", "exit 7"))
+    assert (ended.exit_code, refusals) == (7, [])

@@ -156,7 +156,8 @@ class Notifier:
             error.close()
             final = error.code < 500 and error.code not in _RETRIED_STATUS
             return f"HTTP {error.code} {error.reason}", final
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # ValueError: an address, or a proxy of the environment, that nobody can look up.
             reason = getattr(error, "reason", None) or error
             return f"{type(error).__name__}: {reason}", False
         return "", False
@@ -182,6 +183,7 @@ def checked_receiver(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # what the look-up of the name does
     except ValueError as error:
         raise InvalidRequest(f"--webhook '{url}' is no address: {error}") from None
     if parts.scheme not in ("http", "https") or not host:

@@ -216,6 +216,20 @@ async def test_dead_receiver_costs_nobody_anything(caplog: pytest.LogCaptureFixt
     assert "Connection refused" in caplog.text
 
 
+async def test_proxy_that_cannot_be_looked_up_is_a_failure_and_the_next_notice_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://a..b:1")
+    notifier = Notifier("http://alerts.example/", back_off_s=())
+    for number in (1, 2):
+        notifier.notify(make_alert(number))
+        async with asyncio.timeout(5):
+            while notifier.failed_count < number:
+                await asyncio.sleep(0.001)
+    await notifier.close()
+    assert (notifier.sent_count, notifier.dropped_count) == (0, 0)
+
+
 async def test_receiver_that_talks_nonsense_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -292,6 +306,8 @@ async def test_close_does_not_sit_out_a_back_off(receiver: Receiver) -> None:
         ("http://host:99999/", "'http://host:99999/' is no address"),
         ("http://[::1/", "'http://[::1/' is no address"),
         ("http://me:secret@host/", "'host': an address with a user name cannot be used"),
+        ("http://a..b/", "'http://a..b/' is no address"),
+        (f"http://{'a' * 64}.b/", f"'http://{'a' * 64}.b/' is no address"),
         ("http://host/a b", "'http://host/a b' holds characters that no address may hold"),
         ("http://host/\u00e9", "'http://host/\u00e9' holds characters that no address may hold"),
     ],

@@ -173,6 +173,24 @@ async def test_what_is_not_saved_yet_cannot_be_read(bench: Bench) -> None:
         await bench.engine.settled()
 
 
+async def test_who_waits_for_a_save_never_sees_the_turn_behind_it(bench: Bench) -> None:
+    seen: list[tuple[set[int], set[int]]] = []
+
+    async def read() -> None:
+        while len(seen) < 50:
+            await bench.engine.settled()
+            seen.append((set(bench.cluster.tasks), set(bench.store.disk.tasks)))
+            await asyncio.sleep(0)
+
+    async def submit() -> None:
+        for _ in range(20):
+            await bench.submit()
+
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        await asyncio.gather(read(), submit(), submit(), submit())
+    assert all(in_memory == on_disk for in_memory, on_disk in seen)
+
+
 async def test_all_events_of_a_turn_and_its_cycle_are_one_transaction(bench: Bench) -> None:
     _, outbox = await bench.join()
     before = bench.store.commit_count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from support.stores import MemoryStore
 
 from allocator.pool import Pool
 from controller.core.cluster import Cluster
+from controller.core.commands import Save
 from controller.core.errors import LimitReached, NodeUnavailable, NotFound
 from controller.core.events import (
     AttemptEnded,
@@ -173,21 +174,31 @@ async def test_what_is_not_saved_yet_cannot_be_read(bench: Bench) -> None:
         await bench.engine.settled()
 
 
-async def test_who_waits_for_a_save_never_sees_the_turn_behind_it(bench: Bench) -> None:
+async def test_who_waits_for_a_save_never_sees_the_turn_behind_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[set[int], set[int]]] = []
+    commit_at_once = bench.store.commit
+
+    async def commit(saves: Sequence[Save]) -> None:
+        await asyncio.sleep(0.001)  # as long as a disk, so that another event comes in meanwhile
+        if len(bench.cluster.tasks) < 20:
+            event = TasksSubmitted(bench.engine.now_ns(), "", "ada", (spec("64MiB"),))
+            bench.engine.post(event)
+        await commit_at_once(saves)
+
+    monkeypatch.setattr(bench.store, "commit", commit)
 
     async def read() -> None:
-        while len(seen) < 50:
+        while len(bench.store.disk.tasks) < 20:
             await bench.engine.settled()
             seen.append((set(bench.cluster.tasks), set(bench.store.disk.tasks)))
             await asyncio.sleep(0)
 
-    async def submit() -> None:
-        for _ in range(20):
-            await bench.submit()
-
     async with asyncio.timeout(ANSWER_SECONDS_MAX):
-        await asyncio.gather(read(), submit(), submit(), submit())
+        await asyncio.gather(read(), bench.submit())
+        while len(bench.store.disk.tasks) < 20:
+            await asyncio.sleep(0.001)
     assert all(in_memory == on_disk for in_memory, on_disk in seen)
 
 

@@ -91,11 +91,15 @@ class Spool:
                 ends[key] = ended
         if torn:  # a crash in the middle of a write: that end was never sent
             LOG.warning("half a report dropped file=%s", self._path)
-        if damaged:
-            with self._path.with_name("ends.bad").open("ab") as bad:
-                bad.write(b"\n".join(damaged) + b"\n")
+            self._cut(self._size_bytes - len(torn))
         self._kept = {key: _encode(key, ended) for key, ended in ends.items()}
-        self._rewrite()
+        try:
+            if damaged:
+                with self._path.with_name("ends.bad").open("ab") as bad:
+                    bad.write(b"\n".join(damaged) + b"\n")
+            self._rewrite()
+        except OSError as error:  # a full disk must not keep the agent from telling these ends
+            self._stay_long(error)
         return sorted(ends.items())
 
     def save(self, key: Key, ended: Ended) -> None:
@@ -106,9 +110,8 @@ class Spool:
         if self._size_bytes > self._rewrite_above_bytes:
             try:
                 self._rewrite()
-            except OSError as error:  # the old file has it all, only more of it
-                self._rewrite_above_bytes *= 2
-                LOG.warning("file stays long file=%s reason=%s", self._path, error)
+            except OSError as error:
+                self._stay_long(error)
 
     def remove(self, key: Key) -> None:
         """Let go of an end; one that was never kept is no matter. Raises OSError as `save`."""
@@ -134,6 +137,11 @@ class Spool:
     def _cut(self, size_bytes: int) -> None:
         os.ftruncate(self._file, size_bytes)
         self._size_bytes = size_bytes
+
+    def _stay_long(self, error: OSError) -> None:
+        """Go on with the old file: it has all that is owed, only more of it."""
+        self._rewrite_above_bytes *= 2
+        LOG.warning("file stays long file=%s reason=%s", self._path, error)
 
     def _rewrite(self) -> None:
         """Write what is owed to a new file and move it onto the old one."""

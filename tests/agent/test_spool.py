@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -118,3 +119,24 @@ def test_a_work_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkDirRefused, match=r"work directory .*file/w: Not a directory"):
         Spool(tmp_path / "file" / "w")
+
+
+def test_ends_are_read_back_from_a_full_disk_and_the_next_is_kept_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, ends = Spool(tmp_path), tmp_path / "reports" / "ends"
+    spool.save((1, 1), END)
+    ends.write_bytes(ends.read_bytes() + b'damaged\n[2,1,{"exit_')
+    spool = reopened(spool, tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(Spool, "_rewrite", _refuse)
+        full.setattr(Path, "with_name", _refuse)
+        assert spool.load() == [((1, 1), END)]
+    spool.save((3, 1), KILLED)
+    spool = reopened(spool, tmp_path)
+    assert spool.load() == [((1, 1), END), ((3, 1), KILLED)]
+    spool.close()
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

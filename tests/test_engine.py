@@ -23,6 +23,7 @@ from controller.core.events import (
     AttemptStarted,
     NodeCordoned,
     NodeJoined,
+    NodeLeft,
     TasksCancelled,
     TasksSubmitted,
 )
@@ -95,10 +96,12 @@ class Bench:
         self.cluster.close()
 
 
-def hello(now_ns: int, node_id: str, stream: int) -> NodeJoined:
+def hello(
+    now_ns: int, node_id: str, stream: int, instance_id: str = "instance-1"
+) -> NodeJoined:
     """Return a hello of a machine with 8 GiB."""
     return NodeJoined(
-        now_ns, node_id, f"instance-{stream}", f"machine-{node_id}", "boot", "1", 8 * GIB, None,
+        now_ns, node_id, instance_id, f"machine-{node_id}", "boot", "1", 8 * GIB, None,
         4.0, "cgroup1", (), stream,
     )  # fmt: skip
 
@@ -280,12 +283,21 @@ async def test_hellos_of_one_turn_are_answered_each_on_its_own_stream(bench: Ben
 
 
 async def test_report_of_an_agent_is_not_acknowledged_to_the_next_one(bench: Bench) -> None:
-    await bench.join()
+    first, _ = await bench.join()
     await bench.submit()
     number, outbox = bench.engine.open_stream()
+    now_ns = bench.engine.now_ns()
     bench.engine.post(bench.started(1, 7))  # in the turn of the other agent's hello
-    await bench.engine.ask(hello(bench.engine.now_ns(), "node-1", number))
+    bench.engine.post(NodeLeft(now_ns, "node-1", first, "killed"))
+    await bench.engine.ask(hello(now_ns, "node-1", number, "instance-2"))
     assert waiting(outbox) == ["welcome"]
+
+
+async def test_second_agent_of_a_name_is_refused_while_the_first_is_heard_of(bench: Bench) -> None:
+    await bench.join()
+    number, _ = bench.engine.open_stream()
+    with pytest.raises(NodeUnavailable, match="connected from another agent on this machine"):
+        await bench.engine.ask(hello(bench.engine.now_ns(), "node-1", number, "instance-2"))
 
 
 async def test_agent_that_takes_no_messages_loses_its_stream(bench: Bench) -> None:
@@ -298,8 +310,7 @@ async def test_agent_that_takes_no_messages_loses_its_stream(bench: Bench) -> No
     assert closed.value.message == "the agent has not taken 8 messages; connect again"
     # The next stream gets what was in the queue: nothing is lost with it.
     number, again = bench.engine.open_stream()
-    joined = hello(bench.engine.now_ns(), "node-1", number)
-    await bench.engine.ask(replace(joined, instance_id="instance-1"))
+    await bench.engine.ask(hello(bench.engine.now_ns(), "node-1", number))
     assert (await again.next()).WhichOneof("body") == "welcome"
     resent = await again.next()
     assert len(resent.assignments.assignments) == LIMITS.outbox_messages_max + 1

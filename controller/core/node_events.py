@@ -67,11 +67,20 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
 
 
 def _refuse_impostor(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> None:
-    """Refuse a name that another machine uses, or used when it was last heard of."""
-    if record.node.machine_id == event.machine_id:
-        return
+    """Refuse a name that another agent uses, or that was another machine's at the last word."""
     silent_ns = event.at_ns - record.last_seen_ns
-    if record.stream is not None and silent_ns < cluster.limits.node_unreachable_ns:
+    fresh = record.stream is not None and silent_ns < cluster.limits.node_unreachable_ns
+    if record.node.machine_id == event.machine_id:
+        if fresh and record.node.instance_id != event.instance_id:
+            # Each of the two would make the other's running attempts lost. The stream of an agent
+            # that has died ends at once; what is left of one that hangs ends with its silence.
+            raise NodeUnavailable(
+                f"node '{event.node_id}' is connected from another agent on this machine; end that"
+                " one, or give this agent another --name",
+                node=event.node_id,
+            )
+        return
+    if fresh:
         raise ProtocolMismatch(
             f"node '{event.node_id}' is connected from another machine; give this agent another"
             " --name"

@@ -242,7 +242,12 @@ class Harness:
         labels: Mapping[str, str] | None = None,
         gpus: int = 0,
     ) -> list[Command]:
-        """Say hello as an agent."""
+        """Say hello as an agent; the stream of one that ran here before has ended by then."""
+        record = self.cluster.nodes.get(node)
+        if record is not None and record.stream is not None:
+            same_machine = record.node.machine_id == (machine or f"machine-of-{node}")
+            if same_machine and record.node.instance_id != instance:
+                self.leave(node)
         self._streams += 1
         event = NodeJoined(
             at_ns=self.now_ns,

@@ -22,6 +22,8 @@ from controller.store.base import TaskFilter
 OUTCOME_LOOKUPS_MAX = 20
 OUTCOME_PAUSE_S = 0.05
 
+PAGE_BYTES_MAX = 2 << 20  # clients take messages of 4 MiB without being told otherwise
+
 
 class TaskService(task_pb2_grpc.TaskServiceServicer):
     """Serves tasks. Open tasks are read from the cluster, ended ones from the store."""
@@ -80,7 +82,10 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     async def ListTasks(  # noqa: N802
         self, request: task_pb2.ListTasksRequest, context: Any
     ) -> task_pb2.ListTasksResponse:
-        """Return a page of tasks, newest first; the token is the id to go on below."""
+        """Return a page of tasks, newest first; the token is the id to go on below.
+
+        A page is shorter than asked for where its tasks are large.
+        """
         size = requests.page_size(request.page_size)
         before = requests.page_before(request.page_token)
         wanted = TaskFilter(
@@ -92,11 +97,17 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         )
         found = await self._engine.store.tasks(before_id=before, limit=size, wanted=wanted)
         await self._engine.settled()
-        tasks = [self._cluster.tasks.get(task.id, task) for task in found]
-        return task_pb2.ListTasksResponse(
-            tasks=[self._view(task) for task in tasks],
-            next_page_token=str(found[-1].id) if len(found) == size else "",
-        )
+        response = task_pb2.ListTasksResponse()
+        size_bytes = 0
+        for task in found:
+            view = self._view(self._cluster.tasks.get(task.id, task))
+            size_bytes += view.ByteSize()
+            if response.tasks and size_bytes > PAGE_BYTES_MAX:
+                break
+            response.tasks.append(view)
+        if len(found) == size or len(response.tasks) < len(found):
+            response.next_page_token = str(found[len(response.tasks) - 1].id)
+        return response
 
     @answers
     async def CancelTasks(  # noqa: N802

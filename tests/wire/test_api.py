@@ -312,6 +312,18 @@ async def test_pages_hold_every_task_once_newest_first(served: Served) -> None:
     assert ids == [str(number) for number in range(25, 0, -1)]
 
 
+async def test_page_of_large_tasks_is_shorter_and_goes_on(served: Served) -> None:
+    spec = types_pb2.TaskSpec(command=["true", "y" * 120_000], environment={"A": "x" * 120_000})
+    await served.tasks.SubmitTasks(task_pb2.SubmitTasksRequest(tasks=[spec] * 20))
+    ids: list[str] = []
+    request = task_pb2.ListTasksRequest(page_size=1_000)
+    while not ids or request.page_token:
+        page = await served.tasks.ListTasks(request)
+        ids += [task.id for task in page.tasks]
+        request.page_token = page.next_page_token
+    assert ids == [str(number) for number in range(20, 0, -1)]
+
+
 async def test_watch_tells_each_change_until_all_have_ended(served: Served) -> None:
     spec = types_pb2.TaskSpec(command=["true"], memory_request_bytes=64 * MIB)
     await served.tasks.SubmitTasks(task_pb2.SubmitTasksRequest(tasks=[spec]))

@@ -42,6 +42,12 @@ class Assignment:
     cpus: float = 1.0
     time_limit_ns: int | None = None
     grace_ns: int = 10_000_000_000
+    stdout_path: str = ""  # empty: the attempt's own file
+    stderr_path: str = ""
+    gpu_indexes: tuple[int, ...] = ()
+    array_id: int = 0  # 0: it is no element of an array
+    array_index: int = 0
+    label: str = ""  # the task's id as people read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +82,19 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """Report: the process tree was paused, or goes on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Something that happened to an attempt; sequences count from 1 in one agent instance."""
 
     sequence: int
     key: Key
-    event: Started | Ended
+    event: Started | Frozen | Ended
 
 
 # Events.
@@ -131,6 +144,14 @@ class StopAsked:
 
     key: Key
     grace_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeAsked:
+    """The controller wants an attempt paused, or to go on."""
+
+    key: Key
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +205,7 @@ Event: TypeAlias = (
     | StartFailed
     | Exited
     | StopAsked
+    | FreezeAsked
     | TimeLimitReached
     | GraceOver
     | LeaseLost
@@ -216,6 +238,14 @@ class Kill:
     """SIGKILL to the whole tree until it is empty; answered by Exited."""
 
     key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Pause the whole tree, or let it go on; one that is so already stays so."""
+
+    key: Key
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,5 +286,5 @@ class Disconnect:
 
 
 Command: TypeAlias = (
-    Start | Terminate | Kill | Arm | Disarm | ReportReady | Forgotten | Disconnect
+    Start | Terminate | Kill | Freeze | Arm | Disarm | ReportReady | Forgotten | Disconnect
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -22,6 +23,7 @@ from agent.attempt import (
     Event,
     Exited,
     Forgotten,
+    Freeze,
     GraceOver,
     Key,
     Kill,
@@ -34,7 +36,7 @@ from agent.attempt import (
     TimeLimitReached,
     Timer,
 )
-from agent.follower import Follower
+from agent.follower import Follower, error_file
 from agent.lifecycle import Lifecycle
 from agent.runner import Exit, Launch, StartError
 from agent.spool import Spool
@@ -67,6 +69,9 @@ class Runs(Protocol):
     def kill(self, key: Key) -> None:
         """SIGKILL to the attempt's tree until it is empty."""
 
+    def freeze(self, key: Key, paused: bool) -> None:
+        """Pause the attempt's tree, or let it go on."""
+
     def usage(self) -> dict[Key, int]:
         """Return memory_used_bytes of every running attempt."""
 
@@ -85,6 +90,7 @@ class Attempts:
         follower: Follower,
         make_runner: Callable[[Callable[[Exit], None]], Runs],
         environment: Mapping[str, str],
+        gpus: int = 0,
     ) -> None:
         """Take over the ends that an earlier life could not deliver."""
         self.lifecycle = Lifecycle()
@@ -95,6 +101,7 @@ class Attempts:
         self._spool = spool
         self._node_id = node_id
         self._environment = task_environment(environment)
+        self._gpus = gpu_names(environment, gpus)
         self._timers: dict[Key, dict[Timer, asyncio.TimerHandle]] = {}
         self._starting: set[asyncio.Task[None]] = set()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
@@ -148,6 +155,8 @@ class Attempts:
                 self.runner.terminate(key)
             case Kill(key):
                 self.runner.kill(key)
+            case Freeze(key, paused):
+                self.runner.freeze(key, paused)
             case Arm(key, timer, delay_ns):
                 self._arm(key, timer, delay_ns)
             case Disarm(key):
@@ -160,13 +169,19 @@ class Attempts:
     async def _start(self, key: Key, assignment: Assignment) -> None:
         try:
             async with self._starts:
-                directory, stdout_path, stderr_path = self.follower.begin(key)
+                directory, *own = self.follower.begin(key)
+                stdout_path, stderr_path = (
+                    redirected(assignment, given, path)
+                    for given, path in zip(
+                        (assignment.stdout_path, assignment.stderr_path), own, strict=True
+                    )
+                )
                 started_at_ns = time.time_ns()
                 pid = await self.runner.start(
                     Launch(
                         key=key,
                         argv=assignment.command,
-                        environment=self._variables(assignment),
+                        environment=self._variables(assignment, directory),
                         working_directory=assignment.working_directory or directory,
                         stdout_path=stdout_path,
                         stderr_path=stderr_path,
@@ -189,11 +204,22 @@ class Attempts:
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.error("an attempt could not be started", exc_info=error)
 
-    def _variables(self, assignment: Assignment) -> dict[str, str]:
+    def _variables(self, assignment: Assignment, directory: str) -> dict[str, str]:
         task_id, attempt = assignment.key
+        added = {}
+        if assignment.array_id:
+            added["MASS_ARRAY_ID"] = str(assignment.array_id)
+            added["MASS_ARRAY_INDEX"] = str(assignment.array_index)
+        if self._gpus:  # on a node that offers GPUs a task sees only those it was given
+            added["CUDA_VISIBLE_DEVICES"] = ",".join(
+                self._gpus[index] for index in assignment.gpu_indexes if index < len(self._gpus)
+            )
         return {
             **self._environment,
             **assignment.environment,
+            **added,
+            "MASS_TASK_LABEL": assignment.label,
+            "MASS_ERROR_FILE": error_file(directory),
             "MASS_TASK_ID": str(task_id),
             "MASS_ATTEMPT": str(attempt),
             "MASS_NODE": self._node_id,
@@ -245,6 +271,31 @@ def task_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the agent's share of a task's environment."""
     kept = {name: environment[name] for name in INHERITED_VARIABLES if name in environment}
     return {"PATH": PATH_DEFAULT, "HOME": "/", **kept}
+
+
+def gpu_names(environment: Mapping[str, str], count: int) -> tuple[str, ...]:
+    """Return what CUDA calls the GPUs of this node: those that the agent itself may see."""
+    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    named = [name for name in visible if name]
+    return tuple(named[:count] if named else map(str, range(count)))
+
+
+def redirected(assignment: Assignment, wanted: str, own_path: str) -> str:
+    """Return where an output goes; when a user named the file, the attempt's own says which it is.
+
+    %j is the task's id, %a its index in its array, %t the attempt and %% a percent sign.
+
+    Raises:
+        OSError: the own file cannot be written.
+    """
+    if not wanted:
+        return own_path
+    task_id, attempt = assignment.key
+    meanings = {"j": str(task_id), "a": str(assignment.array_index), "t": str(attempt), "%": "%"}
+    path = re.sub(r"%([jat%])", lambda match: meanings[match[1]], wanted)
+    with open(own_path, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"[mass: this output goes to {path}]\n")
+    return path
 
 
 def _ignore() -> None:

@@ -236,6 +236,17 @@ class Cgroup1:
         """Signal every process of the group once; one that forks meanwhile may be missed."""
         return send_signal(_processes(self._base / group.name), number)
 
+    def freeze(self, group: Group, paused: bool) -> None:
+        """Pause the group, by the freezer where there is one: processes cannot tell."""
+        if self._freezer is None:
+            self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
+            return
+        state = self._freezer / group.name / "freezer.state"
+        try:
+            _write(state, "FROZEN" if paused else "THAWED")
+        except FileNotFoundError:
+            return  # the group is empty and gone
+
     def kill(self, group: Group) -> int:
         """Kill what is in the group: frozen where possible, so that nothing forks away."""
         path = self._base / group.name

@@ -32,6 +32,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "metric": (list,),
     "metric_dir": (str,),
     "metric_interval": (str,),
+    "label": (list,),
+    "gpus": (int,),
     "insecure": (bool,),
 }
 # Beside the usual variable: what the command line tools read.
@@ -45,6 +47,11 @@ METRIC_INTERVAL_MAX_NS = 3_600 * SECOND_NS
 MEMORY_MIN_BYTES = 16 << 20
 MEMORY_MAX_BYTES = 1 << 50
 CPUS_MAX = 4096.0
+GPUS_MAX = 1_024
+LABELS_MAX = 64
+LABEL_VALUE_LENGTH_MAX = 63
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}", re.ASCII)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?B?)", re.IGNORECASE)
@@ -76,6 +83,8 @@ class Settings:
     metrics: tuple[MetricCommand, ...] = ()
     metric_dir: Path | None = None
     metric_interval_ns: int = INTERVAL_DEFAULT_NS
+    labels: tuple[tuple[str, str], ...] = ()
+    gpus: int | None = None  # None: those that the driver shows
 
 
 def parse_size(text: str) -> int:
@@ -188,6 +197,8 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
         memory_capacity_bytes=_memory(given["memory"]) if "memory" in given else None,
         cpus=_cpus(given["cpus"]) if "cpus" in given else None,
         sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
+        labels=_labels(given["label"]) if "label" in given else (),
+        gpus=_gpus(given["gpus"]) if "gpus" in given else None,
         metrics=_metrics(given["metric"]) if "metric" in given else (),
         metric_dir=_path(given["metric_dir"]) if text("metric_dir") else None,
         metric_interval_ns=_metric_interval(given.get("metric_interval")),
@@ -248,6 +259,15 @@ def _parser() -> argparse.ArgumentParser:
         "--metric-interval",
         metavar="DURATION",
         help="time between two runs of each COMMAND, default 1s",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="NAME[=VALUE]",
+        action="append",
+        help=f"a label that --constraint can ask for; up to {LABELS_MAX} times",
+    )
+    parser.add_argument(
+        "--gpus", metavar="N", help="GPUs to offer, default those the NVIDIA driver shows"
     )
     parser.add_argument("--work-dir", metavar="DIR", help="default ~/.local/state/mass-agent/NAME")
     parser.add_argument(
@@ -357,6 +377,40 @@ def _metrics(given: Given) -> tuple[MetricCommand, ...]:
     if len(found) > METRICS_MAX:
         raise SettingRefused(f"{given.name} is there {len(found)} times, at most {METRICS_MAX}")
     return tuple(found.values())
+
+
+def _labels(given: Given) -> tuple[tuple[str, str], ...]:
+    """Return the labels; in a variable they stand on lines of their own, or with commas."""
+    texts = given.value if isinstance(given.value, list) else re.split(r"[\n,]", given.text)
+    found: dict[str, str] = {}
+    for text in filter(str.strip, texts):
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not _LABEL.fullmatch(name):
+            raise SettingRefused(
+                f"{given.name} {name!r} must be 1 to 63 letters, digits, '_', '.', '/' and '-'"
+            )
+        if len(value) > LABEL_VALUE_LENGTH_MAX or not (value == "" or value.isprintable()):
+            raise SettingRefused(
+                f"{given.name} {name}: {value[:80]!r} must be at most {LABEL_VALUE_LENGTH_MAX}"
+                " printable characters"
+            )
+        if name in found:
+            raise SettingRefused(f"{given.name} {name} is there twice")
+        found[name] = value
+    if len(found) > LABELS_MAX:
+        raise SettingRefused(f"{given.name} is there {len(found)} times, at most {LABELS_MAX}")
+    return tuple(found.items())
+
+
+def _gpus(given: Given) -> int:
+    if not given.text.isdigit() or int(given.text) > GPUS_MAX:
+        raise SettingRefused(f"{given.name} {given.text!r} must be 0 to {GPUS_MAX}")
+    return int(given.text)
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs the NVIDIA driver of this machine shows."""
+    return len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
 
 
 def _metric_interval(given: Given | None) -> int:

@@ -272,6 +272,8 @@ class Connection:
                 self._attempts.handle(Acknowledged(message.acknowledgement.sequence))
             case "stop":
                 self._attempts.handle(wire.decode_stop(message.stop))
+            case "freeze":
+                self._attempts.handle(wire.decode_freeze(message.freeze))
             case "sampling":
                 self._outbox.set_sampling(wire.decode_sampling(message.sampling), first=False)
             case "read_log":
@@ -288,6 +290,11 @@ class Connection:
         while True:
             await ready.wait()
             ready.clear()
+            while (patience_ns := self._outbox.patience_ns()) > 0:
+                timer = asyncio.get_running_loop().call_later(patience_ns / 1e9, ready.set)
+                await ready.wait()
+                timer.cancel()
+                ready.clear()
             while (message := self._outbox.next_message()) is not None:
                 try:
                     await call.write(message)

@@ -60,6 +60,9 @@ class Enforcement(Protocol):
     def signal(self, group: Group, number: int) -> int:
         """Signal every process of the group; return how many there were."""
 
+    def freeze(self, group: Group, paused: bool) -> None:
+        """Pause every process of the group, or let them go on."""
+
     def kill(self, group: Group) -> int:
         """Send SIGKILL to every process of the group; return how many there were.
 

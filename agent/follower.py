@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,13 @@ from agent.output import OutputFile, OutputPaths, attempt_paths
 LOG = logging.getLogger(__name__)
 
 ATTEMPTS_KEPT = 1_000
+ERROR_BYTES_MAX = 2_048
 STREAMS = (wire.STDOUT, wire.STDERR)
+
+
+def error_file(directory: str) -> str:
+    """Return the file in an attempt's directory in which it may say why it failed."""
+    return os.path.join(directory, "error")
 
 
 class Followed:
@@ -136,6 +143,26 @@ class Follower:
         except OSError as error:
             LOG.warning("output not read file=%s reason=%s", path, error)
             return b""
+
+    def error_text(self, key: Key) -> str:
+        """Return the end of what an attempt wrote to its MASS_ERROR_FILE, at most 2 KiB."""
+        path = error_file(os.path.dirname(self._path(key, wire.STDOUT)))
+        try:
+            # A task may put anything there: only a plain file is read, and only its end.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return ""  # most tasks never write one
+        with open(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return ""
+            try:
+                file.seek(max(0, status.st_size - ERROR_BYTES_MAX))
+                data = file.read(ERROR_BYTES_MAX)
+            except OSError as error:
+                LOG.warning("error file not read file=%s reason=%s", path, error)
+                return ""
+        return data.decode(errors="replace").strip()
 
     def answer(self, request: agent_pb2.ReadLog) -> agent_pb2.AgentMessage:
         """Return the part of an output that was asked for, or why there is none."""

@@ -29,6 +29,9 @@ from agent.attempt import (
     Event,
     Exited,
     Forgotten,
+    Freeze,
+    FreezeAsked,
+    Frozen,
     GraceOver,
     Key,
     Kill,
@@ -126,6 +129,8 @@ class Lifecycle:
                 self._acknowledge(sequence)
                 for key in forget:
                     self._forget(key)
+            case FreezeAsked(key, paused):
+                self._freeze(key, paused)
             case LeaseLost():
                 self._stop_all(0)
             case Leaving(grace_ns):
@@ -298,6 +303,13 @@ class Lifecycle:
         elif attempt.state in (State.RUNNING, State.STOPPING):
             self._kill(attempt)
 
+    def _freeze(self, key: Key, paused: bool) -> None:
+        """Pause a running attempt or let it go on; one that is being ended is left alone."""
+        attempt = self.attempts.get(key)
+        if attempt is not None and attempt.state is State.RUNNING:
+            self._commands.append(Freeze(key, paused))
+            self._report(key, Frozen(paused))
+
     def _stop_all(self, grace_ns: int) -> None:
         for key in list(self.attempts):
             attempt = self.attempts.get(key)
@@ -357,7 +369,7 @@ class Lifecycle:
             del self._of_task[key[0]]
         self._commands.append(Forgotten(key))
 
-    def _report(self, key: Key, event: Started | Ended) -> None:
+    def _report(self, key: Key, event: Started | Frozen | Ended) -> None:
         self._sequence += 1
         report = Report(self._sequence, key, event)
         self.unacknowledged.append(report)

@@ -21,7 +21,13 @@ from pathlib import Path
 import allocator
 from agent.attempt import Leaving
 from agent.attempts import Attempts
-from agent.config import STATE_VARIABLE, SettingRefused, Settings, parse_settings
+from agent.config import (
+    STATE_VARIABLE,
+    SettingRefused,
+    Settings,
+    parse_settings,
+    visible_gpus,
+)
 from agent.connection import AgentRefused, Connection
 from agent.enforce import EnforcementError, detect
 from agent.follower import Follower
@@ -109,6 +115,7 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
             follower=Follower(settings.work_dir),
             make_runner=lambda on_exit: Runner(detection.enforcement, on_exit=on_exit),
             environment=os.environ,
+            gpus=_offered_gpus(settings),
         )
         runner = attempts.runner
         await runner.open()
@@ -218,6 +225,10 @@ async def _run_until_signal(
         await asyncio.wait(tasks)
 
 
+def _offered_gpus(settings: Settings) -> int:
+    return visible_gpus() if settings.gpus is None else settings.gpus
+
+
 def _identity(
     settings: Settings, sampler: Sampler, enforcement: str, capabilities: tuple[str, ...]
 ) -> Identity:
@@ -240,6 +251,8 @@ def _identity(
         cpus=settings.cpus if settings.cpus is not None else usable_cpus(),
         enforcement=enforcement,
         capabilities=capabilities,
+        labels=dict(settings.labels),
+        gpus=_offered_gpus(settings),
         custom_metrics=tuple(command.name for command in settings.metrics),
     )
 

@@ -25,7 +25,7 @@ from itertools import islice
 from mass.v1 import agent_pb2
 
 from agent import wire
-from agent.attempt import Ended, Key, Report
+from agent.attempt import Ended, Key, Report, Started
 from agent.attempts import Attempts
 from agent.deadband import is_full_soon, is_news
 from agent.memory import MemoryUnreadable
@@ -41,6 +41,10 @@ READINGS_SHARE = 20
 # dropped it, and it is told again.
 RESEND_NS = 30_000_000_000
 REPORTS_PER_BATCH_MAX = 512
+# A message costs both sides as much as several reports, so reports wait a little for company: a
+# start, with which a short task's end may go, and ends that follow another message at once.
+START_PATIENCE_NS = 20_000_000
+REPORTS_GAP_NS = 10_000_000
 BATCH_BYTES_MAX = 1 << 20
 LOG_REQUESTS_MAX = 64
 SAMPLING_DEFAULT = wire.Sampling(interval_ns=1_000_000_000, heartbeat_ns=10_000_000_000)
@@ -71,7 +75,7 @@ class Outbox:
         self._sampling = SAMPLING_DEFAULT
         self._asked_sampling = SAMPLING_DEFAULT
         self._open = False
-        attempts.changed = self.ready.set
+        attempts.changed = self._note_report
         # What waits, each with its bound.
         self._goodbye: str | None = None
         self._pending: Sample | None = None
@@ -82,6 +86,8 @@ class Outbox:
         self._sent_at_ns = 0
         self._reported_sequence = 0
         self._reported_at_ns = 0
+        self._batch_at_ns = 0  # when reports were given out
+        self._started_at_ns = 0  # since when a start waits
         # The tasks' readings, when they were taken and how long they serve.
         self._readings: dict[Key, int] = {}
         self._readings_at_ns = clock_ns() - READINGS_KEPT_MIN_NS
@@ -119,6 +125,20 @@ class Outbox:
             reason, self._goodbye = self._goodbye, None
             return wire.encode_goodbye(reason)
         return None
+
+    def patience_ns(self) -> int:
+        """Return how long what is to be sent may wait for company; 0 sends it now."""
+        if self._pending or self._outputs or self._log_requests or self._goodbye is not None:
+            return 0
+        reports = self._unreported()
+        if not reports:
+            return 0
+        now_ns = self._clock_ns()
+        patience_ns = self._batch_at_ns + REPORTS_GAP_NS - now_ns
+        if all(isinstance(report.event, Started) for report in reports):
+            since_ns = now_ns - self._started_at_ns
+            patience_ns = max(patience_ns, START_PATIENCE_NS - since_ns)
+        return max(0, patience_ns)
 
     def say_goodbye(self, reason: str) -> None:
         """Tell the controller, after all else, that the agent ends on purpose."""
@@ -200,6 +220,13 @@ class Outbox:
             return self._fresh_sample() or sample
         return sample
 
+    def _note_report(self) -> None:
+        """Send the newest report, and remember since when the first start of a batch waits."""
+        owed = self._lifecycle.unacknowledged
+        if owed and self._reported_sequence + 1 == owed[-1].sequence:
+            self._started_at_ns = self._clock_ns()
+        self.ready.set()
+
     def _unreported(self) -> list[Report]:
         """Return the reports of the next batch; sequences have no gaps, so their place is known."""
         owed = self._lifecycle.unacknowledged
@@ -214,7 +241,9 @@ class Outbox:
         batch: list[agent_pb2.Report] = []
         batch_bytes = 0
         for report in self._unreported():
-            message = wire.encode_report(report, self._follower.tail)
+            message = wire.encode_report(
+                report, self._follower.tail, self._follower.error_text
+            )
             batch.append(message)
             self._reported_sequence = report.sequence
             batch_bytes += message.ByteSize()
@@ -222,7 +251,7 @@ class Outbox:
                 break
         if not batch:
             return None
-        self._reported_at_ns = self._clock_ns()
+        self._reported_at_ns = self._batch_at_ns = self._clock_ns()
         return wire.encode_reports(batch)
 
     def _fresh_sample(self) -> Sample | None:

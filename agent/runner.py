@@ -198,6 +198,13 @@ class Runner:
         attempt = self._attempts.get(key)
         if attempt is not None:
             self._enforcement.signal(attempt.group, signal.SIGTERM)
+            self._enforcement.freeze(attempt.group, False)  # what is paused takes no signal
+
+    def freeze(self, key: Key, paused: bool) -> None:
+        """Pause the attempt's whole tree, or let it go on; unknown keys do nothing."""
+        attempt = self._attempts.get(key)
+        if attempt is not None:
+            self._enforcement.freeze(attempt.group, paused)
 
     def kill(self, key: Key) -> None:
         """Kill the attempt's whole tree; `on_exit` follows when it is empty.

@@ -134,6 +134,10 @@ class Watchdog:
         with self._lock:
             return send_signal(self._look(self._trees[group.name]), number)
 
+    def freeze(self, group: Group, paused: bool) -> None:
+        """Stop every process of the tree that a fresh look finds, or let them go on."""
+        self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
+
     def kill(self, group: Group) -> int:
         """Send SIGKILL to every process that a fresh look finds; return how many there were."""
         return self.signal(group, signal.SIGKILL)

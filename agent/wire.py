@@ -6,8 +6,8 @@ what cannot be meant is refused here with a sentence, so the rest of the agent t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,6 +17,8 @@ from agent.attempt import (
     Assigned,
     Assignment,
     Ended,
+    FreezeAsked,
+    Frozen,
     Key,
     Report,
     StopAsked,
@@ -80,6 +82,8 @@ class Identity:
     enforcement: str
     capabilities: tuple[str, ...]
     custom_metrics: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: int = 0
 
 
 # Down.
@@ -137,6 +141,12 @@ def decode_assignment(message: agent_pb2.Assignment) -> Assigned:
             cpus=message.cpus,
             time_limit_ns=_nanoseconds(message.time_limit) if limited else None,
             grace_ns=_nanoseconds(message.grace),
+            stdout_path=message.stdout_path,
+            stderr_path=message.stderr_path,
+            gpu_indexes=tuple(message.gpu_indexes),
+            array_id=message.array_id,
+            array_index=message.array_index,
+            label=message.task_label or str(message.task_id),
         )
     )
 
@@ -146,12 +156,20 @@ def decode_stop(message: agent_pb2.Stop) -> StopAsked:
     return StopAsked(_key(message.task_id, message.attempt), _duration_ns(message.grace, "grace"))
 
 
+def decode_freeze(message: agent_pb2.Freeze) -> FreezeAsked:
+    """Return the event. Raises WireError for an impossible attempt."""
+    return FreezeAsked(_key(message.task_id, message.attempt), message.paused)
+
+
 def _assignment_error(message: agent_pb2.Assignment) -> str:
     """Return why the attempt cannot be started, empty when it can."""
     if not message.command or not message.command[0]:
         return "has no command"
     if message.working_directory and not message.working_directory.startswith("/"):
         return f"has working directory {message.working_directory!r}, it must be absolute"
+    for path in (message.stdout_path, message.stderr_path):
+        if path and not path.startswith("/"):
+            return f"has the output {path!r}, it must be absolute"
     if message.memory_limit_bytes < 0 or message.memory_request_bytes < 0:
         return "has a negative size of memory"
     if not 0 <= message.cpus <= 1e6:
@@ -200,6 +218,8 @@ def encode_hello(identity: Identity, known: Iterable[tuple[Key, bool]]) -> agent
             cpus=identity.cpus,
             enforcement=identity.enforcement,
             capabilities=identity.capabilities,
+            labels=dict(identity.labels),
+            gpus=identity.gpus,
             custom_metrics=identity.custom_metrics,
             attempts=(
                 agent_pb2.KnownAttempt(task_id=key[0], attempt=key[1], ended=ended)
@@ -240,11 +260,19 @@ def _sample(sample: Sample) -> agent_pb2.Sample:
     )
 
 
-def encode_report(report: Report, tail: Callable[[Key, int], bytes]) -> agent_pb2.Report:
-    """Return a report; `tail` gives the end of one output of an ended attempt."""
+def encode_report(
+    report: Report,
+    tail: Callable[[Key, int], bytes],
+    error_text: Callable[[Key], str] | None = None,
+) -> agent_pb2.Report:
+    """Return a report; `tail` gives the end of one output of an ended attempt, `error_text` what
+    it left in its MASS_ERROR_FILE."""
     message = agent_pb2.Report(
         sequence=report.sequence, task_id=report.key[0], attempt=report.key[1]
     )
+    if isinstance(report.event, Frozen):
+        message.frozen.paused = report.event.paused
+        return message
     if not isinstance(report.event, Ended):
         message.started.pid = report.event.pid
         message.started.started_at.CopyFrom(_timestamp(report.event.started_at_ns))
@@ -265,6 +293,8 @@ def encode_report(report: Report, tail: Callable[[Key, int], bytes]) -> agent_pb
     if outcome.started_at_ns:
         body.stdout_tail = tail(report.key, STDOUT)
         body.stderr_tail = tail(report.key, STDERR)
+        if error_text is not None:
+            body.error_text = error_text(report.key)
     message.ended.CopyFrom(body)
     return message
 

@@ -222,6 +222,9 @@ class FakeRunner:
         self.used[launch.key] = 1 << 20
         return 4_000 + len(self.launches)
 
+    def freeze(self, key: Key, paused: bool) -> None:
+        self.signals.append(("pause" if paused else "resume", key))
+
     def terminate(self, key: Key) -> None:
         """Note the signal."""
         self.signals.append(("terminate", key))

@@ -131,14 +131,7 @@ def spec(
     environment = dict(message.environment)
     _check_environment(environment, limits)
     request, limit = _memory(message, limits)
-    name = message.name or command[0].rsplit("/", 1)[-1][:NAME_DEFAULT_LENGTH_MAX]
-    category = message.category or name
-    for field, value in (("name", name), ("category", category)):
-        if len(value) > limits.name_length_max or not value.isprintable():
-            raise InvalidRequest(
-                f"{field} '{value[:80]}' must be at most {limits.name_length_max} printable"
-                " characters"
-            )
+    name, category = _names(message, limits)
     cpus = message.cpus or limits.cpus_default
     if not 0 < cpus <= limits.cpus_max:
         raise InvalidRequest(f"cpus is {cpus:g}; it must be above 0, at most {limits.cpus_max:g}")
@@ -186,6 +179,19 @@ def spec(
             "array.running_max", message.array.running_max, 0, limits.array_elements_max
         ),
     )
+
+
+def _names(message: types_pb2.TaskSpec, limits: Limits) -> tuple[str, str]:
+    """Return name and category."""
+    name = message.name or message.command[0].rsplit("/", 1)[-1][:NAME_DEFAULT_LENGTH_MAX]
+    category = message.category or name
+    for field, value in (("name", name), ("category", category)):
+        if len(value) > limits.name_length_max or not value.isprintable():
+            raise InvalidRequest(
+                f"{field} '{value[:80]}' must be at most {limits.name_length_max} printable"
+                " characters"
+            )
+    return name, category
 
 
 def _whole(name: str, value: int, low: int, high: int) -> int:

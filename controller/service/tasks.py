@@ -206,6 +206,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
 
     async def _find(self, text: str) -> Task:
         """Return the task with this id, 12 or 12_3."""
+        await self._engine.settled()
         place = requests.element(text)
         if place is not None:
             ids = await self._engine.store.array_task_ids(*place)
@@ -227,6 +228,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             NotFound: there is no such task.
         """
         requests.check_id_count(len(texts), self._cluster.limits)
+        await self._engine.settled()
         places = {text: requests.element(text) for text in texts}
         numbers = [requests.task_id(text) for text, place in places.items() if place is None]
         unknown = [number for number in numbers if number not in self._cluster.tasks]

@@ -98,9 +98,7 @@ def _task(task: TaskChanged) -> Shown:
     word = f"ended {task.state.value}" if ended else TASK_WORDS[task.state]
     if task.state is TaskState.PENDING and task.reason_code == "REQUEUED":
         word = "is queued again"
-    where = f" {task.node_id}" if task.state not in (TaskState.HELD, TaskState.PENDING) else ""
-    if ended and task.node_id:
-        where = f" on {task.node_id}"
+    where = f" {'on ' if ended else ''}{task.node_id}" if task.node_id else ""
     why = f": {task.reason}" if task.reason else ""
     ran = ended and task.attempt > 0
     details: dict[str, object] = {

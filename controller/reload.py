@@ -15,6 +15,7 @@ from controller.core.events import Reconfigured
 from controller.core.model import Alert
 from controller.core.rules import RuleSet
 from controller.engine import Engine
+from controller.journal import Reloaded
 from controller.notify import Notifier
 from controller.notify_systemd import Systemd
 from controller.rulefile import default_rules, load_rules
@@ -85,10 +86,15 @@ class Reloader:
             try:
                 outcome = f"reloaded {await self.reload()}"
                 log.info("%s", outcome)
+                self._note(True, outcome)
             except MassError as error:
                 outcome = f"reload refused, nothing was changed: {error.message}"
                 log.error("%s", outcome)
+                self._note(False, outcome)
             self._systemd.tell("READY=1", f"STATUS={' '.join(outcome.split())}")
+
+    def _note(self, taken: bool, outcome: str) -> None:
+        self._engine.journal.add(self._engine.now_ns(), Reloaded(taken, " ".join(outcome.split())))
 
     async def reload(self) -> str:
         """Take in what settings and rules files say now; return what changed.

@@ -15,6 +15,7 @@ from controller.config import Settings
 from controller.core.errors import InvalidRequest
 from controller.core.events import Reconfigured
 from controller.core.rules import RuleSet
+from controller.journal import Reloaded
 from controller.notify_systemd import Systemd
 from controller.reload import Notices, Reloader, read_rules
 
@@ -29,10 +30,15 @@ class FakeEngine:
         self.taken: list[Reconfigured] = []
         self.present: list[object] = []
         self.refusal: InvalidRequest | None = None
+        self.journal = self
+        self.noted: list[tuple[int, Reloaded]] = []
         self._notices = notices
 
     def now_ns(self) -> int:
         return 5
+
+    def add(self, at_ns: int, reloaded: Reloaded) -> None:
+        self.noted.append((at_ns, reloaded))
 
     async def ask(self, event: Reconfigured) -> None:
         self.present.append(self._notices.notifier)
@@ -152,4 +158,8 @@ async def test_systemd_hears_of_each_reload_and_requests_during_one_are_one_more
         "STATUS=reload refused, nothing was changed: controller.toml:1: unknown key 'x'"
     ]
     assert loads == 2
+    assert bench.engine.noted == [
+        (5, Reloaded(True, said[1][1].removeprefix("STATUS="))),
+        (5, Reloaded(False, said[3][1].removeprefix("STATUS="))),
+    ]
     assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -69,6 +69,8 @@ class RowsStatement:
 # Written out, because SQLite's dialect would otherwise ask for a value of its own at each call.
 _NO_OFFSET: sa.ColumnElement[int] = sa.literal_column("0", sa.Integer)
 _ONE: sa.ColumnElement[int] = sa.literal_column("1", sa.Integer)
+# Literally as the partial index over arrays has it, which SQLite would not use for a `?`.
+_IN_ARRAY: sa.ColumnElement[bool] = tasks.c.array_id > sa.literal_column("0", sa.Integer)
 
 
 def _insert(table: sa.Table) -> RowsStatement:
@@ -139,7 +141,7 @@ def select_array() -> str:
     """Ids of an array's elements, by id. Values: the array."""
     return compiled(
         sa.select(tasks.c.id)
-        .where(tasks.c.array_id > 0, tasks.c.array_id == sa.bindparam("array_id"))
+        .where(_IN_ARRAY, tasks.c.array_id == sa.bindparam("array_id"))
         .order_by(tasks.c.id)
     )
 
@@ -149,7 +151,7 @@ def select_array_element() -> str:
     """Ids of one element of an array. Values: the array, the index."""
     return compiled(
         sa.select(tasks.c.id).where(
-            tasks.c.array_id > 0,
+            _IN_ARRAY,
             tasks.c.array_id == sa.bindparam("array_id"),
             tasks.c.array_index == sa.bindparam("array_index"),
         )
@@ -165,7 +167,7 @@ def select_ended_states() -> str:
             tasks.c.ended.is_(True),
             sa.or_(
                 tasks.c.id == sa.bindparam("id"),
-                sa.and_(tasks.c.array_id > 0, tasks.c.array_id == sa.bindparam("array_id")),
+                sa.and_(_IN_ARRAY, tasks.c.array_id == sa.bindparam("array_id")),
             ),
         )
         .distinct()
@@ -191,7 +193,7 @@ def select_task_ids_filtered(
     if since:
         conditions.append(tasks.c.submitted_at_ns >= sa.bindparam("since_ns"))
     if array:
-        conditions.append(tasks.c.array_id > 0)
+        conditions.append(_IN_ARRAY)
         conditions.append(tasks.c.array_id == sa.bindparam("array_id"))
     return compiled(
         sa.select(tasks.c.id)

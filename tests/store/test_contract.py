@@ -340,6 +340,26 @@ class TestReading:
             await store.commit([SaveTask(stored_task(number))])
             assert await store.task(number) == stored_task(number)
 
+    async def test_an_array_is_found_by_its_id_and_its_index(self, store: Store) -> None:
+        ended = {1: TaskState.SUCCEEDED, 3: TaskState.FAILED, 4: TaskState.SUCCEEDED}
+        for task_id in (1, 2, 3, 4, 5):
+            task = stored_task(task_id, state=ended.get(task_id, TaskState.PENDING))
+            if task_id > 1:
+                task = replace(task, array_id=2, array_index=task_id - 2)
+            await store.commit([SaveTask(task)])
+        assert await store.array_task_ids(2) == [2, 3, 4, 5]
+        assert await store.array_task_ids(2, 1) == [3]
+        assert await store.array_task_ids(1) == []
+        assert await store.array_task_ids(77) == []
+        page = await store.tasks(before_id=5, limit=2, wanted=TaskFilter(array_id=2))
+        assert [task.id for task in page] == [4, 3]
+        assert await store.ended_states([1, 2, 3, 77]) == {
+            1: {TaskState.SUCCEEDED},
+            2: {TaskState.SUCCEEDED, TaskState.FAILED},
+            3: {TaskState.FAILED},
+            77: frozenset(),
+        }
+
 
 class TestPrune:
     async def test_tasks_that_ended_too_long_ago_are_forgotten(self, store: Store) -> None:

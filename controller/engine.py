@@ -31,7 +31,7 @@ from controller.core.commands import (
     SendWelcome,
 )
 from controller.core.errors import LimitReached, MassError, NodeUnavailable
-from controller.core.events import Event, Tick
+from controller.core.events import AttemptEnded, AttemptStarted, Event, Tick
 from controller.core.limits import SECOND_NS
 from controller.core.model import Alert, Task
 from controller.core.scheduler import Scheduler
@@ -45,6 +45,13 @@ log = logging.getLogger("mass.engine")
 
 EVENTS_PER_TURN = 5_000  # keeps one turn short when thousands of agents report at once
 TICK_S = 1.0
+# A turn costs much the same for one event as for many, so what nobody waits for may wait for
+# company: a start, which places nothing, and an end while turns follow each other anyway.
+START_PATIENCE_S = 0.020
+END_PATIENCE_S = 0.003
+BUSY_S = 0.020
+# Nobody waits for an acknowledgement either; it lets the agent forget.
+ACKNOWLEDGE_S = 0.050
 PRUNE_S = 600.0
 Waiting = tuple[Event, "asyncio.Future[object] | None"]
 
@@ -86,6 +93,10 @@ class Engine:
         self._cycle_due = False
         self._cycle_timer: asyncio.TimerHandle | None = None
         self._last_cycle_ns = 0
+        self._turned_at_s = 0.0  # when the last turn ended
+        self._waking: asyncio.TimerHandle | None = None
+        self._acknowledged: dict[str, int] = {}  # saved reports the agents have not been told of
+        self._acknowledging: asyncio.TimerHandle | None = None
         self._stopping = False
         self._saved = asyncio.Event()  # cleared while a turn is handled and not saved yet
         self._saved.set()
@@ -111,6 +122,24 @@ class Engine:
     def post(self, event: Event) -> None:
         """Hand in an event that nobody waits for. The caller keeps to `crowded`."""
         self._waiting.append((event, None))
+        loop = asyncio.get_running_loop()
+        if isinstance(event, AttemptStarted):
+            self._wake_in(loop, START_PATIENCE_S)
+        elif isinstance(event, AttemptEnded) and loop.time() - self._turned_at_s < BUSY_S:
+            self._wake_in(loop, END_PATIENCE_S)
+        else:
+            self._wake.set()
+
+    def _wake_in(self, loop: asyncio.AbstractEventLoop, delay_s: float) -> None:
+        """Begin a turn after the delay, or earlier if one is due earlier."""
+        if self._waking is not None:
+            if self._waking.when() <= loop.time() + delay_s:
+                return
+            self._waking.cancel()
+        self._waking = loop.call_later(delay_s, self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._waking = None
         self._wake.set()
 
     async def settled(self) -> None:
@@ -177,6 +206,7 @@ class Engine:
                 next_tick_s = loop.time() + TICK_S
                 self._waiting.append((Tick(self.now_ns()), None))
             await self._turn()
+            self._turned_at_s = loop.time()
             await asyncio.sleep(0)  # whoever waited for the save reads before the next turn
             if loop.time() >= next_prune_s:
                 next_prune_s = loop.time() + PRUNE_S
@@ -199,6 +229,9 @@ class Engine:
 
     async def _turn(self) -> None:
         """Handle what waits, run the cycle if it is due, and carry out the commands."""
+        if self._waking is not None:  # whatever it was for is handled now
+            self._waking.cancel()
+            self._waking = None
         waiting = self._waiting[:EVENTS_PER_TURN]
         del self._waiting[:EVENTS_PER_TURN]
         if self._waiting:
@@ -260,10 +293,10 @@ class Engine:
                 self._notify(command.alert)
 
     def _send(self, commands: Iterable[Command]) -> None:
-        """Put all sends of a turn into the outboxes: a welcome first, assignments in one message,
-        only the last acknowledgement."""
+        """Put all sends of a turn into the outboxes: a welcome first, assignments in one message.
+        Acknowledgements are gathered over some turns, for the last one says it all."""
         assigned: dict[str, list[Task]] = {}
-        acknowledged: dict[str, int] = {}
+        acknowledged = self._acknowledged
         limits = self.cluster.limits
         for command in commands:
             match command:
@@ -285,10 +318,17 @@ class Engine:
                     self._push(command.node_id, wire.sampling(limits))
                 case SendAcknowledgement():
                     acknowledged[command.node_id] = command.sequence
-        for node_id, sequence in acknowledged.items():
-            self._push(node_id, wire.acknowledgement(sequence))
         for node_id in tuple(assigned):
             self._flush_assigned(node_id, assigned)
+        if acknowledged and self._acknowledging is None:
+            loop = asyncio.get_running_loop()
+            self._acknowledging = loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        self._acknowledging = None
+        acknowledged, self._acknowledged = self._acknowledged, {}
+        for node_id, sequence in acknowledged.items():
+            self._push(node_id, wire.acknowledgement(sequence))
 
     def _flush_assigned(self, node_id: str, assigned: dict[str, list[Task]]) -> None:
         for message in wire.assignments(assigned.pop(node_id, ()), self.cluster.limits):

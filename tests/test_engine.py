@@ -31,7 +31,7 @@ from controller.core.limits import DEFAULT_LIMITS, GIB, Limits
 from controller.core.model import Alert, OomCause, TaskState
 from controller.core.rules import RuleSet
 from controller.core.scheduler import Scheduler
-from controller.engine import Clock, Engine
+from controller.engine import ACKNOWLEDGE_S, START_PATIENCE_S, Clock, Engine
 from controller.outbox import Outbox, OutboxClosed
 from controller.store.base import StoreError, StoreFull
 from controller.wire import write_samples
@@ -262,6 +262,29 @@ async def test_assignment_reaches_the_agent_before_its_stop(bench: Bench) -> Non
     assert (await first, await second) == ((1,), (2,))
     await cancel
     assert waiting(outbox) == ["assignments", "stop", "assignments"]
+
+
+async def test_acknowledgements_of_some_turns_are_one_message_behind_the_assignments(
+    bench: Bench,
+) -> None:
+    _, outbox = await bench.join()
+    await bench.submit(2)
+    assert waiting(outbox) == ["assignments"]
+    for number in (1, 2):
+        bench.engine.post(bench.ended(number, sequence=number))
+        await bench.submit()
+    await asyncio.sleep(2 * ACKNOWLEDGE_S)
+    assert waiting(outbox) == [*["assignments"] * 3, "acknowledgement"]
+
+
+async def test_start_alone_waits_for_company_and_an_answer_does_not(bench: Bench) -> None:
+    await bench.join()
+    await bench.submit()
+    bench.engine.post(bench.started(1, sequence=1))
+    await asyncio.sleep(START_PATIENCE_S / 2)
+    assert bench.store.disk.tasks[1].state is TaskState.ASSIGNED
+    await bench.submit()
+    assert bench.store.disk.tasks[1].state is TaskState.RUNNING
 
 
 async def test_new_stream_of_a_node_ends_the_one_before(bench: Bench) -> None:

@@ -16,7 +16,14 @@ from agent.attempts import Attempts
 from agent.deadband import is_full_soon, is_news
 from agent.follower import Follower
 from agent.memory import MemoryReading, MemoryUnreadable
-from agent.outbox import LOG_REQUESTS_MAX, REPORTS_PER_BATCH_MAX, RESEND_NS, Outbox
+from agent.outbox import (
+    LOG_REQUESTS_MAX,
+    REPORTS_GAP_NS,
+    REPORTS_PER_BATCH_MAX,
+    RESEND_NS,
+    START_PATIENCE_NS,
+    Outbox,
+)
 from agent.sampler import Sample, Sampler
 from agent.spool import Spool
 
@@ -124,6 +131,25 @@ async def test_many_ends_share_one_sample_and_one_reading_of_the_tasks(bench: Be
     bench.runner.end((3, 1), exit_code=0)
     assert bench.kinds() == ["samples", "reports"]
     assert bench.runner.usage_reads == reads + 1
+
+
+async def test_a_start_waits_for_its_end_and_an_end_behind_a_batch_for_others(bench: Bench) -> None:
+    bench.open()
+    assert bench.outbox.patience_ns() == 0
+    bench.run((1, 1))
+    assert bench.outbox.patience_ns() == START_PATIENCE_NS
+    bench.now_ns += 1_000_000
+    bench.run((2, 1))
+    assert bench.outbox.patience_ns() == START_PATIENCE_NS - 1_000_000
+    bench.runner.end((1, 1), exit_code=0)
+    assert bench.outbox.patience_ns() == 0
+    (batch,) = bench.messages()
+    assert [report.sequence for report in batch.reports.reports] == [1, 2, 3]
+    bench.now_ns += 1_000_000
+    bench.runner.end((2, 1), exit_code=0)
+    assert bench.outbox.patience_ns() == REPORTS_GAP_NS - 1_000_000
+    bench.outbox.request_log(agent_pb2.ReadLog(request_id=1, task_id=1, attempt=1))
+    assert bench.outbox.patience_ns() == 0
 
 
 async def test_an_unreadable_machine_does_not_hold_reports_back(bench: Bench) -> None:

@@ -238,12 +238,17 @@ def _write_readings(cluster: Cluster, sample: agent_pb2.Sample) -> int:
             f"sample has {len(ids)} task_ids, {len(attempts)} task_attempts and {len(readings)}"
             f" task_memory_used_bytes; they must be equal, at most {ATTEMPTS_MAX}"
         )
-    largest = 0
+    if not ids:
+        return 0
+    largest: int = max(readings)
+    if largest > BYTES_MAX or min(readings) < 0:
+        wrong = next(place for place, used in enumerate(readings) if not 0 <= used <= BYTES_MAX)
+        raise InvalidRequest(
+            f"sample.task_memory_used_bytes of task {ids[wrong]} is {readings[wrong]}"
+        )
+    handle_of = cluster.reservations.get
     for task_id, attempt, used in zip(ids, attempts, readings, strict=True):
-        if not 0 <= used <= BYTES_MAX:
-            raise InvalidRequest(f"sample.task_memory_used_bytes of task {task_id} is {used}")
-        largest = max(largest, used)
-        handle = cluster.reservations.get(task_id)
+        handle = handle_of(task_id)
         if handle is not None and cluster.tasks[task_id].attempt == attempt:
             cluster.ledger.measure(handle, used)
     return largest

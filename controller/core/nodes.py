@@ -44,6 +44,7 @@ class NodeTable:
         self.nodes_max = nodes_max
         self.count = 0  # slots in use are below this
         self.used = np.zeros(nodes_max, dtype=np.bool_)
+        self._used_count = 0  # asked for with each sample
         self.open = np.zeros(nodes_max, dtype=np.bool_)  # connected, sampled and enabled
         self.machine = np.zeros(nodes_max, dtype=np.int64)  # row of the machine
         self.total_bytes = np.zeros(nodes_max, dtype=np.int64)
@@ -65,13 +66,15 @@ class NodeTable:
     @property
     def machines_shared(self) -> bool:
         """Say whether two nodes live on one machine."""
-        return len(self._machine_rows) < int(np.count_nonzero(self.used[: self.count]))
+        return len(self._machine_rows) < self._used_count
 
     def put(self, record: NodeRecord) -> None:
         """Write the row of a node that has joined or changed."""
         slot, node = record.slot, record.node
         if self.used[slot]:
             self._leave_machine(slot)
+        else:
+            self._used_count += 1
         self.used[slot] = True
         self.count = max(self.count, slot + 1)
         self.ids[slot] = node.id
@@ -113,6 +116,7 @@ class NodeTable:
     def clear(self, slot: int) -> None:
         """Forget the row of a node that has gone."""
         self._leave_machine(slot)
+        self._used_count -= 1
         self.used[slot] = False
         self.open[slot] = False
         self.ids[slot] = None

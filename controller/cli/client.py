@@ -165,21 +165,46 @@ class Client:
         )
         return answer.task
 
+    def plan(self, spec: types_pb2.TaskSpec) -> task_pb2.PlanTaskResponse:
+        """Return where a task would go now; nothing is submitted."""
+        request = task_pb2.PlanTaskRequest(task=spec)
+        answer: task_pb2.PlanTaskResponse = self._call(self._tasks.PlanTask, request)
+        return answer
+
+    def control(
+        self, task_ids: Sequence[str], action: int, priority: int = 0
+    ) -> tuple[list[types_pb2.Task], list[str]]:
+        """Hold, release, pause or resume tasks; return them and why it does not apply to each."""
+        request = task_pb2.ControlTasksRequest(ids=task_ids, priority=priority)
+        request.action = action  # type: ignore[assignment]
+        answer = self._call(self._tasks.ControlTasks, request)
+        return list(answer.tasks), list(answer.refused)
+
     def tasks(
-        self, count_max: int, states: Sequence[types_pb2.TaskState | str] = ()
+        self,
+        count_max: int,
+        states: Sequence[types_pb2.TaskState | str] = (),
+        *,
+        name: str = "",
+        user: str = "",
+        array_id: str = "",
+        since_ns: int = 0,
     ) -> tuple[list[types_pb2.Task], bool]:
         """Return at most count_max tasks, newest first, and whether there are more."""
         found: list[types_pb2.Task] = []
         token = ""
         while len(found) < count_max:
-            page = self._call(
-                self._tasks.ListTasks,
-                task_pb2.ListTasksRequest(
-                    page_size=min(PAGE_SIZE_MAX, count_max - len(found)),
-                    page_token=token,
-                    states=states,
-                ),
+            request = task_pb2.ListTasksRequest(
+                page_size=min(PAGE_SIZE_MAX, count_max - len(found)),
+                page_token=token,
+                states=states,
+                name=name,
+                user=user,
+                array_id=array_id,
             )
+            if since_ns:
+                request.since.FromNanoseconds(since_ns)
+            page = self._call(self._tasks.ListTasks, request)
             found.extend(page.tasks)
             token = page.next_page_token
             if not token:
@@ -271,6 +296,56 @@ class Client:
         request = node_pb2.UncordonNodeRequest(id=node_id, user=user)
         answer: node_pb2.UncordonNodeResponse = self._call(self._nodes.UncordonNode, request)
         return answer.node
+
+    def drain(
+        self, node_id: str, reason: str, user: str, deadline_ns: int | None
+    ) -> types_pb2.Node:
+        """Keep new tasks off a node, wait for those it has, and return it."""
+        request = node_pb2.DrainNodeRequest(id=node_id, reason=reason, user=user)
+        if deadline_ns is not None:
+            request.deadline.FromNanoseconds(deadline_ns)
+        answer: node_pb2.DrainNodeResponse = self._call(self._nodes.DrainNode, request)
+        return answer.node
+
+    def forget_node(self, node_id: str) -> None:
+        """Remove a node that is gone."""
+        self._call(self._nodes.ForgetNode, node_pb2.ForgetNodeRequest(id=node_id))
+
+    def reserve(
+        self, memory_bytes: int, node_id: str, ttl_ns: int, purpose: str, user: str
+    ) -> memory_pb2.Reservation:
+        """Set memory of a node aside."""
+        request = memory_pb2.CreateReservationRequest(
+            request_id=uuid.uuid4().hex,
+            memory_bytes=memory_bytes,
+            node_id=node_id,
+            purpose=purpose,
+            user=user,
+        )
+        request.ttl.FromNanoseconds(ttl_ns)
+        answer: memory_pb2.CreateReservationResponse = self._call(
+            self._memory.CreateReservation, request
+        )
+        return answer.reservation
+
+    def reservations(self) -> list[memory_pb2.Reservation]:
+        """Return all reservations by id."""
+        request = memory_pb2.ListReservationsRequest(page_size=PAGE_SIZE_MAX)
+        return self._all_pages(self._memory.ListReservations, request, "reservations")
+
+    def renew_reservation(self, reservation_id: str, ttl_ns: int) -> memory_pb2.Reservation:
+        """Move the end of a reservation."""
+        request = memory_pb2.RenewReservationRequest(id=reservation_id)
+        request.ttl.FromNanoseconds(ttl_ns)
+        answer: memory_pb2.RenewReservationResponse = self._call(
+            self._memory.RenewReservation, request
+        )
+        return answer.reservation
+
+    def release_reservation(self, reservation_id: str) -> None:
+        """Give a reservation back."""
+        request = memory_pb2.ReleaseReservationRequest(id=reservation_id)
+        self._call(self._memory.ReleaseReservation, request)
 
     def alerts(self) -> list[types_pb2.Alert]:
         """Return active and lately resolved alerts, firing ones first."""

@@ -15,9 +15,11 @@ from controller.cli import (
     install,
     nodes,
     pool,
+    reservations,
     rules,
     services,
     submit,
+    task_control,
     tasks,
 )
 from controller.cli.session import new_group
@@ -25,12 +27,14 @@ from controller.cli.session import new_group
 app = new_group("MASS, the Memory Aware Scheduling System.", completion=True)
 app.command("submit", context_settings=submit.COMMAND_SETTINGS)(submit.submit)
 app.command("run", context_settings=submit.COMMAND_SETTINGS)(submit.run)
+task_control.add_to(tasks.app)
 app.add_typer(tasks.app, name="task")
 app.add_typer(nodes.app, name="node")
 app.add_typer(alerts.app, name="alert")
 app.command("events")(events.events)
 app.add_typer(rules.app, name="rules")
 app.add_typer(pool.app, name="pool")
+app.add_typer(reservations.app, name="reservation")
 app.command("controller")(services.controller)
 app.command("dev")(services.dev)
 app.add_typer(config.app, name="config")

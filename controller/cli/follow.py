@@ -18,7 +18,8 @@ from mass.v1 import task_pb2, types_pb2
 
 from controller.cli.client import Client
 from controller.cli.exits import task_exit_code
-from controller.cli.records import ENDED_STATES, task_state
+from controller.cli.progress import Progress
+from controller.cli.records import ENDED_STATES, task_label, task_state
 from controller.cli.session import Session
 from controller.core.errors import MassError
 
@@ -170,19 +171,30 @@ def _follow_attempt(
 
 
 def wait_for_end(
-    session: Session, task_ids: Sequence[str], quiet: bool
+    session: Session, task_ids: Sequence[str], quiet: bool, progress: bool | None = False
 ) -> tuple[list[types_pb2.Task], int]:
-    """Wait for tasks and return them in order, with the exit code of the first that failed.
+    """Wait for tasks and return them by id, with the exit code of the first that failed.
 
-    Without `quiet` each one's end is a line on stdout; with JSON nothing is printed here.
+    An array is all its elements. Without `quiet` each one's end is a line on stdout; with JSON
+    nothing is printed here. `progress` says on stderr how far it is; None means on a terminal.
     """
-    ended: dict[str, types_pb2.Task] = {}
+    if progress is None:
+        progress = sys.stderr.isatty()
+    latest: dict[str, types_pb2.Task] = {}
+    meter = Progress(sys.stderr) if progress and not session.json else None
     for task in session.client.watch(task_ids):
-        if task.state in ENDED_STATES and task.id not in ended:
-            ended[task.id] = task
+        before = latest.get(task.id)
+        latest[task.id] = task
+        if task.state in ENDED_STATES and (before is None or before.state not in ENDED_STATES):
+            if meter is not None:
+                meter.clear()
             if not quiet and not session.json:
                 print(end_line(task), flush=True)
-    tasks = [ended.get(task_id) or session.client.task(task_id) for task_id in task_ids]
+        if meter is not None:
+            meter.show(latest)
+    if meter is not None:
+        meter.clear()
+    tasks = list(latest.values())
     codes = [task_exit_code(task) for task in tasks]
     return tasks, next((code for code in codes if code != 0), 0)
 
@@ -190,4 +202,4 @@ def wait_for_end(
 def end_line(task: types_pb2.Task) -> str:
     """Return one line for how a task has ended."""
     reason = f": {task.reason}" if task.reason and task_exit_code(task) != 0 else ""
-    return f"task {task.id} {task_state(task)}{reason}"
+    return f"task {task_label(task)} {task_state(task)}{reason}"

@@ -17,7 +17,7 @@ from controller.cli.session import (
     open_session,
     user_name,
 )
-from controller.cli.units import format_size
+from controller.cli.units import format_size, parse_duration
 
 if TYPE_CHECKING:
     from mass.v1.types_pb2 import Node
@@ -81,6 +81,39 @@ def uncordon_node(
         _print_scheduling(session, session.client.uncordon(node_id, user_name()))
 
 
+@app.command("drain")
+def drain_node(
+    node_id: NodeArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why; people will see it.")] = "",
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="TIME", help="Then end and requeue what is left."),
+    ] = None,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Keep new tasks off a node and wait for those it has; uncordon opens it again."""
+    with open_session(controller, insecure, output) as session:
+        deadline_ns = None if deadline is None else parse_duration(deadline, "deadline")
+        node = session.client.drain(node_id, reason, user_name(), deadline_ns)
+        _print_scheduling(session, node)
+
+
+@app.command("forget")
+def forget_node(
+    node_id: NodeArgument,
+    controller: ControllerOption = CONTROLLER_DEFAULT,
+    insecure: InsecureOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Remove a node that is gone and has no tasks."""
+    with open_session(controller, insecure, output) as session:
+        session.client.forget_node(node_id)
+        if session.json:
+            print_json({"id": node_id})
+
+
 NODE_COLUMNS = (
     "NODE",
     "STATE",
@@ -125,7 +158,10 @@ def _print_node(session: Session, node: Node) -> None:
     for key, value in record.items():
         name = key.removesuffix("_bytes").replace("_", " ")
         is_size = key.endswith("_bytes")
-        fields.append((name, "-" if value is None else _text(value, is_size)))
+        shown = value
+        if isinstance(value, dict):
+            shown = " ".join(f"{label}={text}" if text else label for label, text in value.items())
+        fields.append((name, _text(shown, is_size) if shown not in (None, "") else "-"))
     print_fields(fields)
     if metrics:
         print("metrics")

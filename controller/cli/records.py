@@ -101,6 +101,18 @@ def task_record(task: types_pb2.Task) -> Record:
         "memory_requeues": task.memory_requeues,
         "environment": dict(sorted(spec.environment.items())),
         "working_directory": spec.working_directory or None,
+        "constraint": spec.constraint or None,
+        "gpus": spec.gpus,
+        "gpu_indexes": list(task.gpu_indexes),
+        "stdout_path": spec.stdout_path or None,
+        "stderr_path": spec.stderr_path or None,
+        "after": [
+            f"{wanted.task_id}:{_dependency_kind(wanted)}"
+            for wanted in spec.after
+        ],
+        "array_id": task.array_id or None,
+        "array_index": task.array_index if task.array_id else None,
+        "not_before": _instant(task, "not_before"),
         "submitted_at": _instant(task, "submitted_at"),
         "started_at": _instant(task, "started_at"),
         "ended_at": _instant(task, "ended_at"),
@@ -151,6 +163,10 @@ def node_record(node: types_pb2.Node) -> Record:
         "machine_id": node.machine_id or None,
         "agent_version": node.agent_version or None,
         "enforcement": node.enforcement or None,
+        "labels": dict(sorted(node.labels.items())),
+        "gpus": node.gpus,
+        "gpus_used": node.gpus_used,
+        "drain_deadline": _instant(node, "drain_deadline"),
         "metrics": dict(sorted(node.metrics.items())),
     }
 
@@ -212,6 +228,24 @@ def pool_record(pool: memory_pb2.Pool) -> Record:
     return {field.name: getattr(pool, field.name) for field in pool.DESCRIPTOR.fields}
 
 
+def reservation_record(reservation: memory_pb2.Reservation) -> Record:
+    """Return a reservation of memory as JSON shows it."""
+    return {
+        "id": reservation.id,
+        "node_id": reservation.node_id,
+        "memory_bytes": reservation.memory_bytes,
+        "purpose": reservation.purpose or None,
+        "user": reservation.user or None,
+        "created_at": _instant(reservation, "created_at"),
+        "expires_at": _instant(reservation, "expires_at"),
+    }
+
+
+def task_label(task: types_pb2.Task) -> str:
+    """Return a task's id as people read it: 12, or 12_3 for an element of an array."""
+    return f"{task.array_id}_{task.array_index}" if task.array_id else task.id
+
+
 def runtime_seconds(task: types_pb2.Task) -> float | None:
     """Return how long the latest attempt has run, or None before it has started."""
     if not task.HasField("started_at"):
@@ -228,6 +262,10 @@ def _word(enum: Any, prefix: str, value: int) -> str:
     except ValueError:
         # A newer controller may know more states than this client.
         return f"UNKNOWN_{value}"
+
+
+def _dependency_kind(wanted: types_pb2.Dependency) -> str:
+    return _word(types_pb2.DependencyKind, "DEPENDENCY_KIND_", wanted.kind).lower()
 
 
 def _instant(message: Any, field: str) -> str | None:

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mass.v1 import types_pb2
 
 from controller.cli.units import check_size, parse_duration, parse_size
+from controller.core.arrays import array_indexes
+from controller.core.constraint import parse_constraint
 from controller.core.errors import InvalidRequest
 
 PRIORITY_MAX = 1_000_000
 CPUS_MAX = 4_096.0
 RETRIES_MAX = 100
+GPUS_MAX = 1_024
+ARRAY_ELEMENTS_MAX = 100_000
+DEPENDENCY_KINDS = {
+    "ok": types_pb2.DEPENDENCY_KIND_OK,
+    "any": types_pb2.DEPENDENCY_KIND_ANY,
+    "fail": types_pb2.DEPENDENCY_KIND_FAIL,
+}
 
 # A flag's value or a value of JSON; what it must be is said by its key's converter below.
 Value = Any
@@ -32,7 +42,7 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
         InvalidRequest: an unknown key, a value that cannot be, or no command.
     """
     fields: dict[str, Value] = {}
-    time_limit_ns: int | None = None
+    durations: dict[str, int] = {}
     for key, value in values.items():
         if key not in KEYS:
             close = difflib.get_close_matches(key, KEYS, n=1)
@@ -40,16 +50,16 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
             raise InvalidRequest(f"unknown key '{key}'{hint}", key=key)
         field, convert = KEYS[key]
         converted = convert(key, value)
-        if field == "time_limit":
-            time_limit_ns = converted
+        if field in ("time_limit", "retry_delay"):
+            durations[field] = converted
         else:
             fields[field] = converted
     if not fields.get("command"):
         raise InvalidRequest("no command; it is the program and its arguments")
     _check_text(fields)
     spec = types_pb2.TaskSpec(**fields)
-    if time_limit_ns is not None:
-        spec.time_limit.FromNanoseconds(time_limit_ns)
+    for field, duration_ns in durations.items():
+        getattr(spec, field).FromNanoseconds(duration_ns)
     if 0 < spec.memory_limit_bytes < spec.memory_request_bytes:
         raise InvalidRequest(
             f"mem-limit of {spec.memory_limit_bytes} bytes is below mem of "
@@ -132,6 +142,55 @@ def _directory(key: str, value: Value) -> str:
     return os.path.abspath(path) if path else ""
 
 
+def _array(key: str, value: Value) -> types_pb2.ArraySpec:
+    """Return an array of "1-1000%20": its indexes, and how many may be placed at once."""
+    indexes, _, at_once = _text(key, value).partition("%")
+    if "%" in str(value) and not re.fullmatch(r"[1-9]\d{0,5}", at_once):
+        raise InvalidRequest(f"{key} '{value}': behind % stands how many may run at once, from 1")
+    array_indexes(indexes, ARRAY_ELEMENTS_MAX)
+    return types_pb2.ArraySpec(indexes=indexes, running_max=int(at_once or 0))
+
+
+def _after(key: str, value: Value) -> list[types_pb2.Dependency]:
+    """Return what a task waits for, of "12", "12:any" or "prepare:fail", one or a list of them."""
+    texts = value if isinstance(value, list) else [value]
+    parts = [part.strip() for text in texts for part in str(text).split(",")]
+    found = []
+    for text in parts:
+        name, colon, kind = text.rpartition(":")
+        if not colon or kind not in DEPENDENCY_KINDS:
+            name, kind = text, "ok"
+        if not name or ":" in name:
+            raise InvalidRequest(f"{key} '{text}' is not ID, ID:ok, ID:any or ID:fail")
+        is_id = re.fullmatch(r"[1-9]\d{0,17}", name, re.ASCII)
+        found.append(
+            types_pb2.Dependency(
+                task_id=name if is_id else "",
+                key="" if is_id else name,
+                kind=DEPENDENCY_KINDS[kind],
+            )
+        )
+    return found
+
+
+def _key(key: str, value: Value) -> str:
+    text = _text(key, value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", text):
+        raise InvalidRequest(f"{key} '{text[:80]}' must be letters, digits, '_', '.' and '-'")
+    return text
+
+
+def _constraint(key: str, value: Value) -> str:
+    parse_constraint(_text(key, value))
+    return str(value)
+
+
+def _preference(key: str, value: Value) -> Value:
+    if not _yes_or_no(key, value):
+        return types_pb2.PREFERENCE_UNSPECIFIED
+    return types_pb2.PREFERENCE_PACK if key == "pack" else types_pb2.PREFERENCE_SPREAD
+
+
 def _yes_or_no(key: str, value: Value) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest(f"{key} must be true or false")
@@ -159,4 +218,15 @@ KEYS: dict[str, tuple[str, Callable[[str, Value], Value]]] = {
     "no-requeue": ("no_requeue", _yes_or_no),
     "env": ("environment", _environment),
     "cwd": ("working_directory", _directory),
+    "array": ("array", _array),
+    "after": ("after", _after),
+    "key": ("key", _key),
+    "constraint": ("constraint", _constraint),
+    "spread": ("preference", _preference),
+    "pack": ("preference", _preference),
+    "gpus": ("gpus", _whole(0, GPUS_MAX)),
+    "hold": ("hold", _yes_or_no),
+    "stdout": ("stdout_path", _directory),
+    "stderr": ("stderr_path", _directory),
+    "retry-delay": ("retry_delay", _duration),
 }

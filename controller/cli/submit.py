@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from controller.cli.exits import task_exit_code
 from controller.cli.output import OutputFormat, print_json
+from controller.cli.plan import print_plans
 from controller.cli.session import (
     CONTROLLER_DEFAULT,
     ControllerOption,
@@ -62,6 +64,32 @@ CwdOption = Annotated[
     str | None, typer.Option("--cwd", metavar="DIR", help="Directory on the node. [its own]")
 ]
 
+ArrayOption = Annotated[
+    str | None,
+    typer.Option("--array", metavar="INDEXES[%N]", help="Many tasks: 1-1000%20, 20 at once."),
+]
+AfterOption = Annotated[
+    list[str] | None,
+    typer.Option("--after", metavar="ID[:ok|any|fail]", help="Wait for a task; repeatable."),
+]
+ConstraintOption = Annotated[
+    str | None,
+    typer.Option("--constraint", metavar="TEXT", help="On nodes like: disk=ssd and cpus>=8."),
+]
+SpreadOption = Annotated[bool, typer.Option("--spread", help="Where most memory is left.")]
+PackOption = Annotated[bool, typer.Option("--pack", help="Where least memory is left.")]
+GpusOption = Annotated[int | None, typer.Option("--gpus", help="GPUs it occupies. [0]")]
+HoldOption = Annotated[bool, typer.Option("--hold", help="Keep it HELD until it is released.")]
+StdoutOption = Annotated[
+    str | None, typer.Option("--stdout", metavar="FILE", help="On the node; %j id, %a index.")
+]
+StderrOption = Annotated[
+    str | None, typer.Option("--stderr", metavar="FILE", help="The same for standard error.")
+]
+RetryDelayOption = Annotated[
+    str | None, typer.Option("--retry-delay", metavar="TIME", help="Doubles each time. [1s]")
+]
+
 
 def submit(
     command: CommandArgument = None,
@@ -76,6 +104,19 @@ def submit(
     no_requeue: NoRequeueOption = False,
     env: EnvOption = None,
     cwd: CwdOption = None,
+    array: ArrayOption = None,
+    after: AfterOption = None,
+    constraint: ConstraintOption = None,
+    spread: SpreadOption = False,
+    pack: PackOption = False,
+    gpus: GpusOption = None,
+    hold: HoldOption = False,
+    stdout: StdoutOption = None,
+    stderr: StderrOption = None,
+    retry_delay: RetryDelayOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say where it would go, and why not elsewhere.")
+    ] = False,
     from_file: Annotated[
         str | None,
         typer.Option("--from", metavar="FILE|-", help="Many tasks, one JSON object a line."),
@@ -87,22 +128,7 @@ def submit(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Submit a task, or many with --from, and print its id."""
-    values = _given(
-        {
-            "command": command,
-            "mem": mem,
-            "mem-limit": mem_limit,
-            "cpus": cpus,
-            "name": name,
-            "category": category,
-            "priority": priority,
-            "time": time_limit,
-            "retries": retries,
-            "no-requeue": no_requeue,
-            "env": env,
-            "cwd": cwd,
-        }
-    )
+    values = _given(locals())
     with open_session(controller, insecure, output) as session:
         if from_file is None:
             specs = [_spec(values)]
@@ -114,6 +140,9 @@ def submit(
             from controller.cli.submitfile import read_specs
 
             specs = read_specs(from_file)
+        if dry_run:
+            print_plans(session, specs)
+            return
         ids = session.client.submit(specs, user_name())
         _report_submitted(session, ids, many=from_file is not None, quiet=quiet, wait=wait)
 
@@ -131,28 +160,19 @@ def run(
     no_requeue: NoRequeueOption = False,
     env: EnvOption = None,
     cwd: CwdOption = None,
+    after: AfterOption = None,
+    constraint: ConstraintOption = None,
+    spread: SpreadOption = False,
+    pack: PackOption = False,
+    gpus: GpusOption = None,
+    retry_delay: RetryDelayOption = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No remarks on stderr.")] = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Submit a task, show its output, and end with its exit code. Ctrl-C cancels it."""
-    values = _given(
-        {
-            "command": command,
-            "mem": mem,
-            "mem-limit": mem_limit,
-            "cpus": cpus,
-            "name": name,
-            "category": category,
-            "priority": priority,
-            "time": time_limit,
-            "retries": retries,
-            "no-requeue": no_requeue,
-            "env": env,
-            "cwd": cwd,
-        }
-    )
+    values = _given(locals())
     with open_session(controller, insecure, output) as session:
         spec = _spec(values)
         from controller.cli.follow import Canceller, end_line, run_to_end
@@ -174,12 +194,25 @@ def run(
         raise typer.Exit(code)
 
 
-def _given(flags: dict[str, Value]) -> dict[str, Value]:
-    """Return the flags that were given, by the names that a file uses for them."""
+# The flags that say what a task is, by the names that a file uses for them.
+TASK_FLAGS = (
+    "command", "mem", "mem-limit", "cpus", "name", "category", "priority", "time", "retries",
+    "no-requeue", "env", "cwd", "array", "after", "constraint", "spread", "pack", "gpus", "hold",
+    "stdout", "stderr", "retry-delay",
+)  # fmt: skip
+# Where a parameter cannot be called as its flag is.
+PARAMETERS = {"time": "time_limit"}
+
+
+def _given(parameters: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the flags of the task that were given, out of a command's parameters."""
+    found = {
+        flag: parameters.get(PARAMETERS.get(flag, flag.replace("-", "_"))) for flag in TASK_FLAGS
+    }
     # Tested by identity: 0 equals False, and a 0 that was given is to be checked.
     return {
         name: value
-        for name, value in flags.items()
+        for name, value in found.items()
         if value is not None and value is not False and value != []
     }
 
@@ -209,5 +242,5 @@ def _report_submitted(
     tasks, code = wait_for_end(session, ids, quiet=quiet or many)
     if session.json:
         records = [task_record(task) for task in tasks]
-        print_json(records if many else records[0])
+        print_json(records if many or len(records) != 1 else records[0])
     raise typer.Exit(code)

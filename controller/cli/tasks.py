@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +28,18 @@ app = new_group("Look at tasks, wait for them, read their output, cancel them, a
 
 ALL = 2**31 - 1
 
+
+
+class TaskOrder(StrEnum):
+    """What a list of tasks is sorted by."""
+
+    ID = "id"
+    MEMORY = "memory"
+    RUNTIME = "runtime"
+    STATE = "state"
+    NAME = "name"
+
+
 IdsArgument = Annotated[
     list[str], typer.Argument(metavar="ID...", help="Task ids: 12, 1-5,7 or last.")
 ]
@@ -37,16 +51,36 @@ def list_tasks(
     state: Annotated[
         list[str] | None, typer.Option("--state", help="Only this state; repeatable.")
     ] = None,
+    name: Annotated[str, typer.Option("-n", "--name", help="Only with this name.")] = "",
+    user: Annotated[str, typer.Option("--user", help="Only of this user.")] = "",
+    array: Annotated[str, typer.Option("--array", metavar="ID", help="Only its elements.")] = "",
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Only submitted in the last: 2h.")
+    ] = None,
+    sort: Annotated[
+        TaskOrder, typer.Option("--sort", help="In which order; the highest first.")
+    ] = TaskOrder.ID,
     count: Annotated[int, typer.Option("--limit", min=0, help="How many; 0 means all.")] = 100,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """List tasks, newest first."""
+    """List tasks, newest first. With --sort those are sorted that the limit lets through."""
     with open_session(controller, insecure, output) as session:
         from controller.cli.records import task_record, task_states_of
 
-        tasks, more = session.client.tasks(count or ALL, task_states_of(state or []))
+        since_ns = 0
+        if since is not None:
+            since_ns = time.time_ns() - parse_duration(since, "since")
+        tasks, more = session.client.tasks(
+            count or ALL,
+            task_states_of(state or []),
+            name=name,
+            user=user,
+            array_id=array,
+            since_ns=since_ns,
+        )
+        tasks = _sorted(tasks, sort)
         if session.json:
             print_json([task_record(task) for task in tasks])
         else:
@@ -64,7 +98,7 @@ def show_tasks(
 ) -> None:
     """Show all about tasks; with several ids JSON is an array."""
     with open_session(controller, insecure, output) as session:
-        tasks = [session.client.task(task_id) for task_id in _select(session, ids)]
+        tasks = [session.client.task(task_id) for task_id in select(session, ids)]
         if session.json:
             _print_records(tasks)
             return
@@ -78,6 +112,10 @@ def show_tasks(
 def wait_for_tasks(
     ids: IdsArgument,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
+    progress: Annotated[
+        bool | None,
+        typer.Option("--progress/--no-progress", help="How far it is. [on a terminal]"),
+    ] = None,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
@@ -86,7 +124,7 @@ def wait_for_tasks(
     with open_session(controller, insecure, output) as session:
         from controller.cli.follow import wait_for_end
 
-        tasks, code = wait_for_end(session, _select(session, ids), quiet)
+        tasks, code = wait_for_end(session, select(session, ids), quiet, progress)
         if session.json:
             _print_records(tasks)
         raise typer.Exit(code)
@@ -108,7 +146,7 @@ def cancel_tasks(
         from controller.cli.follow import end_line
 
         grace_ns = None if grace is None else parse_duration(grace, "grace")
-        tasks = session.client.cancel(_select(session, ids), grace_ns)
+        tasks = session.client.cancel(select(session, ids), grace_ns)
         if session.json:
             _print_records(tasks)
         elif not quiet:
@@ -188,20 +226,35 @@ def explain_task(
             print_table(REFUSAL_COLUMNS, rows)
 
 
+def _sorted(tasks: list[Task], order: TaskOrder) -> list[Task]:
+    from controller.cli.records import runtime_seconds, task_state
+
+    match order:
+        case TaskOrder.MEMORY:
+            return sorted(tasks, key=lambda t: -max(t.memory_used_bytes, t.memory_peak_bytes))
+        case TaskOrder.RUNTIME:
+            return sorted(tasks, key=lambda task: -(runtime_seconds(task) or 0.0))
+        case TaskOrder.STATE:
+            return sorted(tasks, key=task_state)
+        case TaskOrder.NAME:
+            return sorted(tasks, key=lambda task: task.spec.name)
+    return tasks
+
+
 TASK_COLUMNS = ("ID", "NAME", "STATE", "NODE", "USED/PEAK", "REQUEST", "RUNTIME", "REASON")
 REFUSAL_COLUMNS = ("NODE", "WHY", "ASKED", "PROMISE", "RESERVED", "FOREIGN", "REASON")
 
 
 def task_row(task: Task) -> list[str]:
     """Return a task's cells for TASK_COLUMNS."""
-    from controller.cli.records import runtime_seconds, task_state
+    from controller.cli.records import runtime_seconds, task_label, task_state
 
     runtime = runtime_seconds(task)
     memory = "-"
     if task.memory_peak_bytes or task.memory_used_bytes:
         memory = f"{format_size(task.memory_used_bytes)}/{format_size(task.memory_peak_bytes)}"
     return [
-        task.id,
+        task_label(task),
         task.spec.name,
         task_state(task),
         task.node_id or "-",
@@ -238,7 +291,7 @@ def _field_text(key: str, value: object) -> str:
         case list():
             import shlex
 
-            return shlex.join(value)
+            return shlex.join(map(str, value)) or "-"
         case dict():
             return " ".join(f"{name}={text}" for name, text in value.items()) or "-"
         case float():
@@ -253,14 +306,15 @@ def _print_records(tasks: list[Task]) -> None:
     print_json([task_record(task) for task in tasks])
 
 
-def _select(session: Session, texts: list[str]) -> list[str]:
+def select(session: Session, texts: list[str]) -> list[str]:
     from controller.cli.selectors import select_tasks
 
+    """Return the ids that selectors name."""
     return select_tasks(texts, lambda: _newest(session))
 
 
 def _select_one(session: Session, text: str) -> str:
-    ids = _select(session, [text])
+    ids = select(session, [text])
     if len(ids) != 1:
         raise InvalidRequest(f"'{text}' names {len(ids)} tasks; this command takes one")
     return ids[0]

@@ -61,7 +61,7 @@ def _waits_for(cluster: Cluster, task: Task) -> str:
 
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
     asks = f"asks {gibibytes(task.spec.memory_request_bytes)}"
-    cpus, gpus = f"asks {task.spec.cpus:g} cpus", f"asks {task.spec.gpus} GPUs"
+    cpus, gpus = f"asks {_cpus(task.spec.cpus)}", f"asks {_gpus(task.spec.gpus)}"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
         return f"{cluster.limits.tasks_running_max} tasks are running, which is the bound"
@@ -77,22 +77,37 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     promise = gibibytes(refusal.best_promise_bytes)
     sentences = {
         "NO_NODE_MATCHES": f"no ready node fulfils its constraint: {task.spec.constraint}",
-        "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has so"
-        " many",
-        "NO_NODE_WITH_GPUS": f"{gpus}, no node with memory and cpus for it has so many free",
+        "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
+        " that many",
+        "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
         "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
         f" {gibibytes(_largest(results))} when empty",
-        "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node that is large enough has so many",
+        "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
         f" ({asks})",
         "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
         f" ({terms(results, slot)})",
-        "NO_NODE_WITH_CPUS": f"{cpus}, no node with memory for it has so many free",
+        "NO_NODE_WITH_CPUS": f"{cpus}, at most"
+        f" {_cpus_free(results, task):g} free on a node with the memory for it",
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
     }
     return sentences[refusal.code]
+
+
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU" if count == 1 else f"{count:g} CPUs"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+
+
+def _cpus_free(results: Results, task: Task) -> float:
+    offers = results.offers
+    fits = offers.open & ~offers.blocked & (offers.promise >= task.spec.memory_request_bytes)
+    return float(offers.cpus_free[fits].max(initial=0))
 
 
 def _largest(results: Results) -> int:
@@ -210,9 +225,9 @@ def _refusal_of(
         promise = gibibytes(int(offers.promise[slot]))
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
-        return "CPUS", f"asks {spec.cpus:g} cpus, {offers.cpus_free[slot]:g} are free"
+        return "CPUS", f"asks {_cpus(spec.cpus)}, {offers.cpus_free[slot]:g} free"
     if spec.gpus and offers.gpus_free[slot] < spec.gpus:
-        return "GPUS", f"asks {spec.gpus} GPUs, {offers.gpus_free[slot]} are free"
+        return "GPUS", f"asks {_gpus(spec.gpus)}, {offers.gpus_free[slot]} free"
     if slot in cluster.kept_slots.values() and slot != cluster.kept_slots.get(task.id):
         return "KEPT", "kept free for a task that waits longer"
     return "NONE", "could take it in the next cycle"
@@ -223,7 +238,9 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
     code, reason = pending_reason(cluster, results, task)
     lines = [f"task {task.id} is {task.state.value}" + (f": {reason}" if reason else "")]
     if task.state is TaskState.PENDING:
-        lines.append(f"reason code {code}; {len(cluster.queue)} tasks are waiting")
+        waiting = len(cluster.queue)
+        others = "1 task is" if waiting == 1 else f"{waiting} tasks are"
+        lines.append(f"reason code {code}; {others} waiting")
         if task.reason_code == "REQUEUED":
             lines.append(f"it was queued again: {task.reason}")
         if task.id in cluster.kept_slots:

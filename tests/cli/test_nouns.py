@@ -64,6 +64,10 @@ def test_json_of_a_node_has_stable_keys(mass: Mass, fake: FakeController) -> Non
         "machine_id": None,
         "agent_version": None,
         "enforcement": None,
+        "labels": {},
+        "gpus": 0,
+        "gpus_used": 0,
+        "drain_deadline": None,
         "metrics": {"load1": 0.5, "mem_percent": 37.5},
     }
 

@@ -204,7 +204,8 @@ def test_waiting_for_many_gives_the_first_code_that_failed(
         (
             '{"command": ["a"], "x": 1}',
             "unknown key 'x'; known are command, mem, mem-limit, cpus, name, category, priority, "
-            "time, retries, no-requeue, env, cwd",
+            "time, retries, no-requeue, env, cwd, array, after, key, constraint, spread, pack, "
+            "gpus, hold, stdout, stderr, retry-delay",
         ),
         ('{"command": ["a"], "mem": "512"}', "memory '512' has no unit; write 512MiB or 512MB"),
         ('{"command": ["a"], "mem": 0}', "mem '0' is below the bound of 1 byte"),

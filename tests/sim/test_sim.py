@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parent.parent
 # Where faults were noticed that few seeds notice: the search begins there, to be short mostly.
 NOTICED = {
     "an old attempt's report passes the fence": 6,
-    "a late hello is believed": 61,
+    "a late hello is believed": 204,
     "attempts are given up before their lease": 7,
     "the agent does not watch its lease": 7,
     "the next agent process gets the acknowledgements of the last": 39,
@@ -64,5 +64,5 @@ def test_seed_tells_the_same_story_again_in_another_process() -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_noticed(name: str) -> None:
     first = NOTICED.get(name, 0)
-    seeds = [*range(first, SEEDS), *range(first)]
+    seeds = range(first, first + SEEDS)
     assert seed_that_notices(name, seeds, lambda seed: World(seed).run(STEPS)) is not None

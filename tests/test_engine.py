@@ -282,9 +282,10 @@ async def test_start_alone_waits_for_company_and_an_answer_does_not(bench: Bench
     await bench.submit()
     bench.engine.post(bench.started(1, sequence=1))
     await asyncio.sleep(START_PATIENCE_S / 2)
-    assert bench.store.disk.tasks[1].state is TaskState.ASSIGNED
+    states = [bench.store.disk.tasks[1].state]
     await bench.submit()
-    assert bench.store.disk.tasks[1].state is TaskState.RUNNING
+    states.append(bench.store.disk.tasks[1].state)
+    assert states == [TaskState.ASSIGNED, TaskState.RUNNING]
 
 
 async def test_new_stream_of_a_node_ends_the_one_before(bench: Bench) -> None:

@@ -1,0 +1,49 @@
+"""Every benchmark runs, tells its figures with the machine they are from, and writes them as JSON.
+
+Sizes are tiny: nothing here says how fast anything is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = {
+    "cycle": "--nodes 20 --rules 4 --changed 5 --cycles 3",
+    "placement": "--nodes 10 --tasks 50 --cycles 2",
+    "ingest": "--connections 5 --rate 50 --seconds 0.5 --rounds 1 --settle 0.1",
+    "throughput": "--tasks 5",
+    "latency": "--count 3 --pause 0 --warm-up 1",
+    "peers": "--tasks 5",
+}
+SECONDS_MAX = 30.0
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    assert {path.stem for path in BENCHMARKS.glob("[a-z]*.py")} == TINY.keys()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_benchmark_tells_its_figures_with_the_machine(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    ran = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", *TINY[name].split(), "--json", path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(path.read_text())
+    assert written["benchmark"] == name
+    assert written["machine"]["python"] == sys.version.split()[0]
+    assert written["machine"]["libraries"]["grpcio"]
+    for figure in written["figures"]:
+        assert figure["value"] >= 0
+        assert f"{figure['value']:.3f} {figure['unit']}" in ran.stdout

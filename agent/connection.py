@@ -28,6 +28,7 @@ KEEPALIVE_NS = 30_000_000_000  # a dead peer is noticed after 20 s + 10 s
 CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # else 60 s: keepalive waits for the longer of both
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),  # else each paced message costs a ping
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -297,6 +298,29 @@ async def test_an_open_stream_keeps_the_lease(agent: Agent, controller: FakeCont
         agent.boot_ns += 20 * 10**9
         await asyncio.sleep(0.07)
     assert agent.runner.signals == []
+
+
+async def test_a_peer_that_answers_no_ping_is_noticed_as_the_lease_counts_on() -> None:
+    options = dict(connection_module.CHANNEL_OPTIONS)
+    noticed_ms = options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]
+    assert noticed_ms * 1_000_000 == connection_module.KEEPALIVE_NS
+    hundredth = [(name, value // 100 if name.endswith("_ms") else value)
+                 for name, value in options.items()]  # fmt: skip
+
+    async def be_mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0")  # SETTINGS, and ACK
+        while await reader.read(4_096):
+            pass  # a process that hangs, while its machine goes on taking what comes
+        writer.close()
+
+    server = await asyncio.start_server(be_mute, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    async with server, grpc.aio.insecure_channel(address, hundredth) as channel:
+        call: Any = channel.stream_stream(connection_module.CONNECT)()
+        await call.write(b"hello")
+        async with asyncio.timeout(5):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call.read()
 
 
 async def test_what_the_welcome_forgets_is_killed_without_a_report(

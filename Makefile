@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py $(wildcard proto/mass/v1/*.proto) \
 BUILD_NEEDS := "setuptools>=77" "cffi>=1.17" "grpcio-tools>=1.80"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test env check lint types imports proto proto-breaking c-warnings wheel-test \
+.PHONY: help run demo test env check lint types imports proto proto-breaking c-warnings wheel-test \
 	test-c e2e sim bench clean prerequisites
 
 help: ## list the targets
@@ -38,6 +38,9 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 
 run: $(VENV)/.stamp-run ## controller and agent on this machine, with a live view
 	@$(BIN)/mass dev $(ARGS)
+
+demo: $(VENV)/.stamp-run ## a small workload, told as it happens, in less than a minute
+	@$(BIN)/mass demo
 
 env: $(VENV)/.stamp-dev ## the development environment in .venv
 

@@ -64,16 +64,16 @@ def run_dev(settings: DevSettings, note: Callable[[str], None]) -> None:
         client = Client(address, note, patience_seconds=0.0)
         stack.callback(client.close)
         controller = _start_controller(settings)
-        stack.callback(_end, controller, stop, note)
+        stack.callback(end, controller, stop, note)
         note(f"controller on {address}, log in {controller.log_path}")
-        if not _wait_until(lambda: _answers(client), [controller], stop):
+        if not wait_until(lambda: answers(client), [controller], stop):
             return
         name = settings.node_name or host_name()
         agent = _start_agent(settings, address, name)
         # Leaves first, so that the controller still hears how the agent's tasks ended.
-        stack.callback(_end, agent, stop, note)
+        stack.callback(end, agent, stop, note)
         note(f"agent {name}, log in {agent.log_path}")
-        if not _wait_until(lambda: _is_ready(client, name), [controller, agent], stop):
+        if not wait_until(lambda: is_ready(client, name), [controller, agent], stop):
             return
         note("both are ready; Ctrl-C ends them")
         screen = stack.enter_context(_screen(settings, address))
@@ -134,7 +134,7 @@ def _screen(settings: DevSettings, address: Address) -> Iterator[Screen]:
         yield screen
 
 
-def _wait_until(ready: Callable[[], bool], children: list[Child], stop: StopSignals) -> bool:
+def wait_until(ready: Callable[[], bool], children: list[Child], stop: StopSignals) -> bool:
     """Return True once ready, False when the user stops the waiting."""
     give_up_at = time.monotonic() + READY_SECONDS
     while not ready():
@@ -149,7 +149,8 @@ def _wait_until(ready: Callable[[], bool], children: list[Child], stop: StopSign
     return True
 
 
-def _answers(client: Client) -> bool:
+def answers(client: Client) -> bool:
+    """Say whether the controller answers."""
     try:
         client.pool()
     except Unreachable:
@@ -157,7 +158,8 @@ def _answers(client: Client) -> bool:
     return True
 
 
-def _is_ready(client: Client, node_id: str) -> bool:
+def is_ready(client: Client, node_id: str) -> bool:
+    """Say whether a node takes tasks."""
     try:
         nodes = client.nodes()
     except Unreachable:
@@ -170,7 +172,8 @@ def _check(*children: Child) -> None:
         child.check()
 
 
-def _end(child: Child, stop: StopSignals, note: Callable[[str], None]) -> None:
+def end(child: Child, stop: StopSignals, note: Callable[[str], None]) -> None:
+    """Ask a process to end and wait for it; say when it had to be killed."""
     child.terminate()
     if not child.wait(stop):
         note(f"the {child.name} did not end when asked and was killed; see {child.log_path}")

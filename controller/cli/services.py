@@ -1,4 +1,4 @@
-"""The commands that run something: `mass controller` and `mass dev`."""
+"""The commands that run something: `mass controller`, `mass dev` and `mass demo`."""
 
 from __future__ import annotations
 
@@ -145,3 +145,12 @@ def dev(
             ),
             session.note,
         )
+
+
+def demo() -> None:
+    """Show what MASS does: a small workload on this machine, told as it happens, in a minute."""
+    with open_session() as session:
+        from controller.cli.demo import run_demo
+
+        as_told = run_demo(lambda line: print(line, flush=True), session.note)
+        raise typer.Exit(0 if as_told else 1)

@@ -64,6 +64,10 @@ class _NoOutput:
         """Return the end of an output."""
         return b"done" if stream == wire.STDOUT else b""
 
+    def error_text(self, key: Key) -> str:
+        """Return what the task wrote of its failure."""
+        return ""
+
 
 class Agent:
     """One life of an agent."""

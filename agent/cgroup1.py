@@ -31,6 +31,8 @@ from agent.proctree import Life, send_signal
 LOG = logging.getLogger(__name__)
 
 NO_LIMIT = "-1"
+READ_BYTES = 65_536
+CHILDLESS_LINKS = 2  # of a directory without directories below; the kernel counts them here too
 SWEEP_SECONDS_MAX = 10.0  # for one leftover; SIGKILL takes milliseconds unless a disk hangs
 SLOTS_TRIED_MAX = 1_000  # names skipped because a group of that name could not be removed
 
@@ -212,7 +214,9 @@ class Cgroup1:
     def peak(self, group: Group) -> int:
         """Return the best lower bound on the most memory used; the module says how."""
         path = self._base / group.name
-        sampled_bytes = max(self._peaks[group.name], self.usage(group))
+        statistics = self._statistics(group)
+        used_bytes = statistics.get("total_rss", 0) + statistics.get("total_shmem", 0)
+        sampled_bytes = max(self._peaks[group.name], used_bytes)
         try:
             mark_bytes = _read_int(path / "memory.max_usage_in_bytes")
             limit_bytes = _read_int(path / "memory.limit_in_bytes")
@@ -221,7 +225,6 @@ class Cgroup1:
         mark_bytes = min(mark_bytes, limit_bytes)
         if self.oom_kills(group):
             return mark_bytes
-        statistics = self._statistics(group)
         cache_bytes = statistics.get("total_cache", 0) - statistics.get("total_shmem", 0)
         return min(mark_bytes, max(sampled_bytes, mark_bytes - cache_bytes))
 
@@ -315,12 +318,24 @@ def _prefix(node_name: str) -> str:
 
 
 def _read_int(path: Path) -> int:
-    return int(path.read_text(encoding="ascii"))
+    return int(_read(path))
 
 
 def _read_pairs(path: Path) -> dict[str, int]:
-    lines = path.read_text(encoding="ascii").splitlines()
+    lines = _read(path).splitlines()
     return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def _read(path: str | Path) -> str:
+    # As the kernel gives it, without a file object: these files are read with every task.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while part := os.read(descriptor, READ_BYTES):
+            text += part
+        return text.decode("ascii")
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, text: str) -> None:
@@ -334,6 +349,13 @@ def _write(path: Path, text: str) -> None:
 
 def _tree(path: Path) -> Iterator[Path]:
     """Yield the group and the groups a task made below it, deepest first."""
+    try:
+        childless = os.stat(path).st_nlink == CHILDLESS_LINKS
+    except FileNotFoundError:
+        return
+    if childless:  # nearly always: a walk would look at each of the group's files
+        yield path
+        return
     for directory, _, _ in os.walk(path, topdown=False):
         yield Path(directory)
 
@@ -342,7 +364,7 @@ def _processes(path: Path) -> set[int]:
     pids: set[int] = set()
     for directory in _tree(path):
         try:
-            text = (directory / "cgroup.procs").read_text(encoding="ascii")
+            text = _read(directory / "cgroup.procs")
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 raise

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import uuid
@@ -101,6 +102,7 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
     os.environ.pop(STATE_VARIABLE, None)
     reload_asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_asked.set)
+    task_files = raise_file_limit()
     with contextlib.ExitStack() as closing:
         spool = Spool(settings.work_dir)
         closing.callback(spool.close)
@@ -113,7 +115,9 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
             node_id=settings.name,
             spool=spool,
             follower=Follower(settings.work_dir),
-            make_runner=lambda on_exit: Runner(detection.enforcement, on_exit=on_exit),
+            make_runner=lambda on_exit: Runner(
+                detection.enforcement, on_exit=on_exit, rlimits=(task_files,)
+            ),
             environment=os.environ,
             gpus=_offered_gpus(settings),
         )
@@ -155,6 +159,16 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
         finally:
             await runner.close()
             await attempts.close()
+
+
+def raise_file_limit() -> tuple[int, int, int]:
+    """Take as many files as the agent may, one for each attempt; return the limit as it was.
+
+    Tasks get that one: programs that use select() break above 1,024 files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.RLIMIT_NOFILE, soft, hard
 
 
 async def _reload(

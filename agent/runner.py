@@ -121,8 +121,10 @@ class Runner:
         parked: int = 4,
         on_exit: Callable[[Exit], None],
         launcher_path: str | None = None,
+        rlimits: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
         self._enforcement = enforcement
+        self._rlimits = rlimits  # of the tasks, where they differ from the agent's own
         self._on_exit = on_exit
         self._pool = LauncherPool(
             enforcement.prepare, self._discard, parked=parked, executable=launcher_path
@@ -252,6 +254,7 @@ class Runner:
                 launch.working_directory,
                 launch.stdout_path,
                 launch.stderr_path,
+                self._rlimits,
             )
 
         process, group = await self._pool.start(prepare_request)

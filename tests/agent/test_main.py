@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -134,6 +135,25 @@ async def test_a_task_that_outgrows_its_limit_is_told_apart_from_one_that_kills_
         assert (killed.signal, killed.oom_kill_count) == (signal.SIGKILL, 0)
         assert killed.oom_cause == types_pb2.OOM_CAUSE_UNSPECIFIED
         await stream.until(lambda: stream.samples()[-1].oom_kills > 0)
+
+
+@needs_launcher
+async def test_an_agent_has_more_tasks_than_files_and_they_get_the_limit_it_was_given(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
+    try:
+        async with agent_process(controller, tmp_path):
+            stream = await controller.welcomed()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            stream.send(assign(*range(1, 49), command=["sleep", "60"]))
+            stream.send(assign(49, command=["sh", "-c", "ulimit -Sn; ulimit -Hn"]))
+            await stream.until(lambda: 49 in ends(stream))
+            assert ends(stream).keys() == {49}
+            assert ends(stream)[49].stdout_tail == b"48\n%d\n" % hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @needs_launcher

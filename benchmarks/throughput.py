@@ -28,8 +28,9 @@ def main() -> int:
     arguments = parser("Measure CPU time per task of `true`.")
     arguments.add_argument("--tasks", type=int, default=2_000, help="how many tasks")
     arguments.add_argument("--slots", type=int, default=2, help="how many run at once")
+    arguments.add_argument("--directory", type=Path, help="where data and work directories lie")
     chosen = arguments.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mass-throughput-") as directory:
+    with tempfile.TemporaryDirectory(prefix="mass-throughput-", dir=chosen.directory) as directory:
         figures = measure(Path(directory), chosen.tasks, chosen.slots)
     return report("throughput", figures, chosen.json, tasks=chosen.tasks, slots=chosen.slots)
 

@@ -13,6 +13,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from mass.v1 import (
     alert_pb2,
     alert_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     node_pb2,
@@ -82,7 +84,17 @@ def alert(name: str, node_id: str, state: str = "FIRING") -> types_pb2.Alert:
     return made
 
 
+def event(sequence: int, kind: str, text: str, **details: str) -> event_pb2.Event:
+    """Return an event; each is a second after the one before it."""
+    made = event_pb2.Event(
+        sequence=sequence, kind=kind, subject=" ".join(text.split()[:2]), text=text, details=details
+    )
+    made.at.FromSeconds(START_SECONDS + sequence)
+    return made
+
+
 class FakeController(
+    event_pb2_grpc.EventServiceServicer,
     task_pb2_grpc.TaskServiceServicer,
     node_pb2_grpc.NodeServiceServicer,
     alert_pb2_grpc.AlertServiceServicer,
@@ -114,6 +126,10 @@ class FakeController(
         self.goes_on_after_cancel = False
         self.ended = threading.Event()
         self.watching = threading.Event()
+        self.events: list[event_pb2.Event] = []
+        self.event_requests: list[event_pb2.WatchEventsRequest] = []
+        # What the streams of events after the first one hold; each breaks off but the last.
+        self.events_later: list[list[event_pb2.Event]] = []
         self.log_breaks = 0  # how many readings of an output break off in the middle
         self.page_size_max = 1_000
 
@@ -239,6 +255,17 @@ class FakeController(
     ) -> rule_pb2.ListRulesResponse:
         return rule_pb2.ListRulesResponse(rules=self.rules)
 
+    def WatchEvents(  # noqa: N802
+        self, request: event_pb2.WatchEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[event_pb2.WatchEventsResponse]:
+        self.event_requests.append(request)
+        self._trouble(context)
+        for one in self.events[-request.last :]:
+            yield event_pb2.WatchEventsResponse(event=one)
+        if self.events_later:
+            self.events = self.events_later.pop(0)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+
     def GetPool(  # noqa: N802
         self, request: memory_pb2.GetPoolRequest, context: grpc.ServicerContext
     ) -> memory_pb2.GetPoolResponse:
@@ -294,6 +321,7 @@ class Served:
             node_pb2_grpc.add_NodeServiceServicer_to_server,
             alert_pb2_grpc.add_AlertServiceServicer_to_server,
             rule_pb2_grpc.add_RuleServiceServicer_to_server,
+            event_pb2_grpc.add_EventServiceServicer_to_server,
             memory_pb2_grpc.add_MemoryServiceServicer_to_server,
         ]
         for register in registrations:

@@ -56,6 +56,8 @@ class Settings:
     history_age_ns: int = DEFAULT_LIMITS.history_age_ns
     history_tasks_max: int = DEFAULT_LIMITS.history_tasks_max
     sample_interval_ns: int = DEFAULT_LIMITS.sample_interval_ns
+    user_tasks_max: int = DEFAULT_LIMITS.user_tasks_max  # 0: no bound
+    fair_share: bool = DEFAULT_LIMITS.fair_share
 
     def limits(self) -> Limits:
         """Return the core's bounds with these settings in them."""
@@ -67,6 +69,8 @@ class Settings:
             history_age_ns=self.history_age_ns,
             history_tasks_max=self.history_tasks_max,
             sample_interval_ns=self.sample_interval_ns,
+            user_tasks_max=self.user_tasks_max,
+            fair_share=self.fair_share,
         )
 
 
@@ -128,6 +132,9 @@ SETTINGS = (
     Setting("sample_interval", "sample_interval_ns",
             _lasting(SAMPLE_INTERVAL_MIN_NS, DEFAULT_LIMITS.heartbeat_ns), show_duration,
             while_running=True),
+    Setting("user_tasks_max", "user_tasks_max", _whole(0, TASKS_RUNNING_MAX_BOUND),
+            while_running=True),
+    Setting("fair_share", "fair_share", read_boolean, while_running=True),
 )  # fmt: skip
 
 

@@ -68,6 +68,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         history_age = "1d12h"
         history_tasks_max = 0
         sample_interval = "500ms"
+        user_tasks_max = 7
+        fair_share = false
         """,
     )
     expected = Settings(
@@ -83,6 +85,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         history_age_ns=3 * DAY_NS // 2,
         history_tasks_max=0,
         sample_interval_ns=500_000_000,
+        user_tasks_max=7,
+        fair_share=False,
     )
     assert load_config({}, {}, file).settings == expected
     environment = {
@@ -98,6 +102,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         "MASS_HISTORY_AGE": "36h",
         "MASS_HISTORY_TASKS_MAX": "0",
         "MASS_SAMPLE_INTERVAL": "500ms",
+        "MASS_USER_TASKS_MAX": "7",
+        "MASS_FAIR_SHARE": "no",
     }
     assert load_config({}, environment).settings == expected
     assert {setting.variable for setting in SETTINGS} == environment.keys()

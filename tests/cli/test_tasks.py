@@ -63,7 +63,8 @@ def test_unknown_state_is_refused_with_all_names(mass: Mass) -> None:
     assert outcome.err.startswith("mass: state 'done' is none of HELD, PENDING, ASSIGNED, STARTING")
 
 
-def test_json_of_a_task_has_stable_keys(mass: Mass, fake: FakeController) -> None:
+def outgrown() -> types_pb2.Task:
+    """Return a task with a value in most fields."""
     spec = types_pb2.TaskSpec(
         command=["align", "a b"],
         name="align",
@@ -77,23 +78,24 @@ def test_json_of_a_task_has_stable_keys(mass: Mass, fake: FakeController) -> Non
         working_directory="/data",
     )
     spec.time_limit.FromMilliseconds(1500)
-    holding(
-        fake,
-        task(
-            "12",
+    return task(
+        "12",
             "OUT_OF_MEMORY",
-            spec=spec,
-            node_id="n1",
-            user="ada",
-            reason_code="OWN_LIMIT",
-            reason="it outgrew its limit",
-            signal=9,
-            memory_peak_bytes=3 * GIB,
-            memory_limit_bytes=3 * GIB,
-            oom_cause=types_pb2.OOM_CAUSE_OWN_LIMIT,
-            memory_requeues=1,
-        ),
+        spec=spec,
+        node_id="n1",
+        user="ada",
+        reason_code="OWN_LIMIT",
+        reason="it outgrew its limit",
+        signal=9,
+        memory_peak_bytes=3 * GIB,
+        memory_limit_bytes=3 * GIB,
+        oom_cause=types_pb2.OOM_CAUSE_OWN_LIMIT,
+        memory_requeues=1,
     )
+
+
+def test_json_of_a_task_has_stable_keys(mass: Mass, fake: FakeController) -> None:
+    holding(fake, outgrown())
     (shown,) = mass("task", "show", "12", "-o", "json").json
     assert shown == {
         "id": "12",

@@ -17,19 +17,27 @@ from support.harness import SMALL, Harness
 
 from allocator.pool import Block, PoolExhausted
 from controller.core import explain
-from controller.core.commands import SaveAttempt, SaveTask, SendAssignment
+from controller.core.commands import SaveAttempt, SaveTask, SendAssignment, SendFreeze
+from controller.core.dependencies import fulfils
 from controller.core.errors import MassError
 from controller.core.model import (
+    Dependency,
+    DependencyKind,
     KnownAttempt,
     NodeState,
     OomCause,
     OutputStream,
     Scheduling,
+    Task,
+    TaskAction,
     TaskSpec,
     TaskState,
 )
 
-LIMITS = replace(SMALL, nodes_max=4, tasks_running_max=6, tasks_open_max=12)
+LIMITS = replace(
+    SMALL, nodes_max=4, tasks_running_max=6, tasks_open_max=12, user_tasks_max=4, reservations_max=3
+)
+Wait = tuple[int, DependencyKind, bool]
 RULES = (
     rule("Full", "mem_percent > 80", hold="5s", keep="5s"),
     rule("Blocked", "avg(mem_percent, '30s') > 70", block=True),
@@ -49,9 +57,32 @@ specs = st.builds(
     priority=st.integers(-1, 1),
     retries=st.integers(0, 2),
     requeue=st.booleans(),
+    retry_delay=st.sampled_from(["0s", "5s"]),
+    hold=st.sampled_from([False, False, False, True]),
+    array=st.sampled_from(["", "", "", "1-3", "0,7"]),
+    at_once=st.integers(0, 2),
+    constraint=st.sampled_from(["", "", "fast", "not fast", "gpus >= 1"]),
+    gpus=st.sampled_from([0, 0, 0, 1, 3]),
+    pack=st.booleans(),
+)
+waits = st.lists(
+    st.tuples(pick, st.sampled_from(DependencyKind), st.booleans()), max_size=2
 )
 steps = st.one_of(
-    st.tuples(st.just("submit"), st.lists(specs, min_size=1, max_size=4), st.booleans()),
+    st.tuples(
+        st.just("submit"),
+        st.lists(st.tuples(specs, waits), min_size=1, max_size=4),
+        st.booleans(),
+        st.sampled_from(["ada", "bob"]),
+    ),
+    st.tuples(st.just("control"), pick, st.sampled_from(TaskAction), st.integers(-1, 1)),
+    st.tuples(st.just("frozen"), pick, st.booleans()),
+    st.tuples(st.just("drain"), node, st.sampled_from([0, "5s", "60s"])),
+    st.tuples(st.just("forget"), node),
+    st.tuples(
+        st.just("reserve"), quarter, st.sampled_from(["", *NODES]), st.sampled_from(["5s", "1h"])
+    ),
+    st.tuples(st.just("end reservation"), pick, st.booleans()),
     st.tuples(st.just("cancel"), pick),
     st.tuples(st.just("hello"), node, st.booleans(), st.integers(0, 2)),
     st.tuples(st.just("leave"), node),
@@ -112,6 +143,8 @@ class History:
         world.check()
         cluster = world.cluster
         assert len(cluster.reservations) <= LIMITS.tasks_running_max
+        for account in cluster.accounts.task_counts().values():
+            assert account <= LIMITS.user_tasks_max
         assert len(cluster.tasks) <= LIMITS.tasks_open_max
         assert len(cluster.nodes) <= LIMITS.nodes_max
         for commands in world.everything[turns:]:
@@ -144,13 +177,24 @@ class History:
             assert not (task.cancelled and task.state is TaskState.PENDING)
             if task.id not in cluster.queue or results.now_ns < task.submitted_at_ns:
                 continue
+            if self.is_bounded(task):
+                continue
             for slot in set(range(results.count)) - kept:
                 assert not (
                     offers.open[slot]
                     and not offers.blocked[slot]
                     and offers.promise[slot] >= task.spec.memory_request_bytes
                     and offers.cpus_free[slot] >= task.spec.cpus
+                    and offers.gpus_free[slot] >= task.spec.gpus
+                    and (not task.spec.constraint or offers.matching(task.spec.constraint)[slot])
                 ), f"task {task.id} fits slot {slot}"
+
+    def is_bounded(self, task: Task) -> bool:
+        """Say whether its user or its array has as many tasks placed as it may."""
+        cluster, bound = self.world.cluster, task.spec.array_running_max
+        of_user = cluster.accounts.task_counts().get(task.user, 0)
+        of_array = cluster.arrays.placed().get(task.array_id, 0)
+        return of_user >= LIMITS.user_tasks_max or bool(bound and of_array >= bound)
 
     def note_assignment(self, command: SendAssignment) -> None:
         """Assert that an assignment is saved, and new unless its own agent gets it again."""
@@ -163,6 +207,7 @@ class History:
             assert record.state is NodeState.JOINING, "sent again only after a hello"
             return
         self.assigned.add((task.id, task.attempt))
+        self.check_may_start(task)
         assert (record.state, record.node.scheduling) == (NodeState.READY, Scheduling.ENABLED)
         assert not record.leaving_until_ns
         cluster, slot = self.world.cluster, record.slot
@@ -171,16 +216,70 @@ class History:
         assert cluster.ledger.reserved_bytes[slot] <= cluster.ledger.capacity_bytes[slot]
         assert cluster.table.cpus_used[slot] <= record.node.cpus
 
+    def check_may_start(self, task: Task) -> None:
+        """Assert that all it waited for has ended as it hoped, and that its time has come."""
+        for wanted in task.spec.after:
+            things = [
+                other
+                for other in self.world.saved.tasks.values()
+                if wanted.task_id in (other.id, other.array_id)
+            ]
+            assert things
+            assert all(t.ended and fulfils(wanted.kind, t.state) for t in things)
+        assert len(task.gpu_indexes) == task.spec.gpus
+        assert task.not_before_ns <= self.world.now_ns
+
     # --- steps ---
 
-    def submit(self, wanted: list[TaskSpec], repeat: bool) -> None:
+    def submit(
+        self, asked: list[tuple[TaskSpec, list[Wait]]], repeat: bool, user: str
+    ) -> None:
+        wanted = [
+            replace(spec, after=tuple(dict.fromkeys(self.dependency(place, w) for w in waits)))
+            for place, (spec, waits) in enumerate(asked)
+        ]
         if repeat and self.submits:
             before = len(self.world.saved.tasks)
-            self.world.submit(*wanted, request_id=f"r{self.submits}")
+            self.world.submit(*wanted, request_id=f"r{self.submits}", user=user)
             assert len(self.world.saved.tasks) == before
             return
-        self.world.submit(*wanted, request_id=f"r{self.submits + 1}")
+        self.world.submit(*wanted, request_id=f"r{self.submits + 1}", user=user)
         self.submits += 1
+
+    def dependency(self, place: int, wait: Wait) -> Dependency:
+        """Return what to wait for: an earlier task of the call, or any task or array there was."""
+        which, kind, own = wait
+        if own and place:
+            return Dependency(-1 - which % place, kind)
+        known = sorted({t.array_id or t.id for t in self.world.saved.tasks.values()})
+        return Dependency(known[which % len(known)], kind)
+
+    def control(self, which: int, action: TaskAction, priority: int) -> None:
+        (refused,) = self.world.control(action, self.open_task(which), priority=priority)
+        assert refused == "" or not [c for c in self.world.commands if isinstance(c, SendFreeze)]
+
+    def frozen(self, which: int, paused: bool) -> None:
+        task_id = self.open_task(which)
+        if self.world.task(task_id).node_id in self.world.cluster.nodes:
+            self.world.frozen(task_id, paused)
+
+    def drain(self, name: str, deadline: str | int) -> None:
+        self.world.drain(name, deadline)
+
+    def forget(self, name: str) -> None:
+        self.world.forget(name)
+        assert name not in self.world.cluster.nodes
+
+    def reserve(self, quarters: int, name: str, ttl: str) -> None:
+        self.world.reserve((quarters + 1) * GIB // 4, node=name, ttl=ttl)
+
+    def end_reservation(self, which: int, renew: bool) -> None:
+        known = sorted(self.world.saved.reservations)
+        number = known[which % len(known)] if known else 99
+        if renew:
+            self.world.renew(number, "1m")
+        else:
+            self.world.release(number)
 
     def cancel(self, which: int) -> None:
         task_id = self.open_task(which)
@@ -206,6 +305,8 @@ class History:
             machine=machine,
             instance=instance,
             attempts=(*known, KnownAttempt(99, 1, ended=False)),
+            labels={"fast": ""} if name in ("n1", "n3") else {},
+            gpus=3 if name == "n1" else 0,
         )
         forget = self.world.welcome().forget
         assert [(k.task_id, k.attempt) for k in forget] == [(99, 1)]
@@ -224,12 +325,12 @@ class History:
 
     def started(self, which: int) -> None:
         task_id = self.open_task(which)
-        if self.world.task(task_id).node_id:
+        if self.world.task(task_id).node_id in self.world.cluster.nodes:
             self.world.started(task_id)
 
     def ended(self, which: int, how: int) -> None:
         task_id = self.open_task(which)
-        if self.world.task(task_id).node_id:
+        if self.world.task(task_id).node_id in self.world.cluster.nodes:
             self.world.ended(task_id, **ENDS[how])  # type: ignore[arg-type]
 
     def wrong_report(self, which: int, name: str, off: int, late: bool) -> None:

@@ -258,12 +258,12 @@ class Outbox:
         """Return a sample of now; only the tasks' readings may be a little older."""
         now_ns = self._clock_ns()
         running = self._attempts.runner.running()
-        if now_ns - self._readings_at_ns >= self._readings_kept_ns:
-            self._readings = self._attempts.runner.usage()
-            self._readings_at_ns = now_ns
-            cost_ns = self._clock_ns() - now_ns
-            self._readings_kept_ns = max(READINGS_KEPT_MIN_NS, READINGS_SHARE * cost_ns)
         try:
+            if now_ns - self._readings_at_ns >= self._readings_kept_ns:
+                self._readings = self._attempts.runner.usage()
+                self._readings_at_ns = now_ns
+                cost_ns = self._clock_ns() - now_ns
+                self._readings_kept_ns = max(READINGS_KEPT_MIN_NS, READINGS_SHARE * cost_ns)
             return self._sampler.read(
                 now_unix_ns=time.time_ns(),
                 monotonic_ns=now_ns,
@@ -271,6 +271,6 @@ class Outbox:
                 oom_kills=self._attempts.oom_kills,
                 custom=self._custom(),
             )
-        except MemoryUnreadable as error:
+        except (MemoryUnreadable, OSError) as error:
             LOG.error("no sample reason=%s", error)
             return None

@@ -20,7 +20,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agent.enforce import Enforcement, EnforcementError, Group
@@ -199,14 +200,16 @@ class Runner:
         """Ask every process of the attempt's tree to end (SIGTERM); unknown keys do nothing."""
         attempt = self._attempts.get(key)
         if attempt is not None:
-            self._enforcement.signal(attempt.group, signal.SIGTERM)
-            self._enforcement.freeze(attempt.group, False)  # what is paused takes no signal
+            with _going_on(f"task {_name(key)} cannot be asked to end"):
+                self._enforcement.signal(attempt.group, signal.SIGTERM)
+                self._enforcement.freeze(attempt.group, False)  # what is paused takes no signal
 
     def freeze(self, key: Key, paused: bool) -> None:
         """Pause the attempt's whole tree, or let it go on; unknown keys do nothing."""
         attempt = self._attempts.get(key)
         if attempt is not None:
-            self._enforcement.freeze(attempt.group, paused)
+            with _going_on(f"task {_name(key)} cannot be paused or go on"):
+                self._enforcement.freeze(attempt.group, paused)
 
     def kill(self, key: Key) -> None:
         """Kill the attempt's whole tree; `on_exit` follows when it is empty.
@@ -215,8 +218,9 @@ class Runner:
         """
         attempt = self._attempts.get(key)
         if attempt is not None:
-            self._enforcement.usage(attempt.group)  # the last chance to see its peak
-            self._enforcement.kill(attempt.group)
+            with _going_on(f"task {_name(key)} is killed by its main process first"):
+                self._enforcement.usage(attempt.group)  # the last chance to see its peak
+                self._enforcement.kill(attempt.group)
             # What ends the attempt is the end of this process: it must not slip through.
             attempt.process.send_signal(signal.SIGKILL)
 
@@ -351,6 +355,15 @@ def _exit(
         ended_at_ns=ended_at_ns,
         memory_limit_bytes=attempt.launch.memory_limit_bytes,
     )
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log what the kernel refuses: one group that cannot be read must not end the agent."""
+    try:
+        yield
+    except OSError as error:
+        LOG.error("%s: %s", what, error)
 
 
 def _name(key: Key) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,6 +159,23 @@ async def test_an_unreadable_machine_does_not_hold_reports_back(bench: Bench) ->
     bench.sampler.readable = False
     bench.runner.end((1, 1), exit_code=0)
     assert bench.kinds() == ["reports"]
+
+
+async def test_tasks_that_cannot_be_read_cost_a_sample_and_not_the_agent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage() -> dict[Key, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    bench.run((1, 1))
+    bench.open()
+    bench.now_ns += 60_000_000_000
+    monkeypatch.setattr(bench.runner, "usage", usage)
+    assert bench.outbox.offer_sample() > 0
+    assert bench.kinds() == []
+    monkeypatch.undo()
+    bench.outbox.offer_sample()
+    assert bench.kinds() == ["samples"]
 
 
 async def test_reports_come_before_logs_and_the_goodbye_is_last(bench: Bench) -> None:

@@ -392,3 +392,33 @@ async def test_end_is_told_though_its_group_cannot_be_read_at_first(
     async with opened(enforcement) as node:
         ended = await node.run(launch(tmp_path, 1, "sh", "-c", "exit 7"))
     assert (ended.exit_code, refusals) == (7, [])
+
+
+async def test_group_that_cannot_be_reached_once_is_ended_nevertheless(
+    enforcement: Enforcement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.runner.FINISH_PAUSE_SECONDS", 0.01)
+    kill, refusals = enforcement.kill, 2
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def kill_later(group: Group) -> int:
+        nonlocal refusals
+        refusals -= 1
+        return refuse() if refusals >= 0 else kill(group)
+
+    monkeypatch.setattr(enforcement, "signal", refuse)
+    monkeypatch.setattr(enforcement, "freeze", refuse)
+    async with opened(enforcement) as node:
+        wanted = launch(tmp_path, 1, "sleep", "60")
+        await node.runner.start(wanted)
+        node.runner.terminate(wanted.key)
+        node.runner.freeze(wanted.key, True)
+        if enforcement.name == "cgroup1":  # the watchdog's kill is a signal, too
+            monkeypatch.setattr(enforcement, "kill", kill_later)
+        else:
+            monkeypatch.undo()
+        node.runner.kill(wanted.key)
+        ended = await node.ended(wanted)
+    assert ended.signal == signal.SIGKILL

@@ -251,7 +251,7 @@ SHOWN: list[tuple[Happening | Command, str, str, str, dict[str, str]]] = [
         SaveReservation(MemoryReservation(3, "id", "n1", 2 * GIB, "cache", "ada", 1, 60 * 10**9)),
         "RESERVATION",
         "reservation 3",
-        "reservation 3 keeps 2.0 GiB of node n1 until 1970-01-01T00:01:00Z",
+        "reservation 3 keeps 2 GiB of node n1 until 1970-01-01T00:01:00Z",
         {"reservation_id": "3", "state": "SET_ASIDE", "node_id": "n1",
          "memory_bytes": "2147483648", "purpose": "cache", "user": "ada",
          "expires_at": "1970-01-01T00:01:00Z"},

@@ -82,7 +82,8 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
         "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
         f" {gibibytes(_largest(results))} when empty",
-        "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that many",
+        "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
+        " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
         f" ({asks})",
         "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"

@@ -316,7 +316,11 @@ def end(
 
 
 def gibibytes(count: int) -> str:
-    """Return bytes as people read them: 512.0 MiB, 1.5 GiB."""
-    if abs(count) >= 1 << 30:
-        return f"{count / (1 << 30):.1f} GiB"
-    return f"{count / (1 << 20):.1f} MiB"
+    """Return bytes as people read them, with at most one decimal: 0 B, 512 MiB, 1.5 GiB."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        # 1,023.95 would round to 1024.0 of the smaller unit.
+        if abs(value) < 1023.95:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

@@ -38,8 +38,8 @@ def test_terms_add_up_after_later_assignments() -> None:
         world.ready("n1", total="10GiB")
         world.submit(spec("2GiB"), spec("9GiB"))
         assert why(world, 2)[0] == (
-            "task 2 is PENDING: asks 9.0 GiB, the largest promise is 7.5 GiB on node n1"
-            " (own share: capacity 9.5 GiB - tasks 2.0 GiB; foreign_used 0.0 MiB)"
+            "task 2 is PENDING: asks 9 GiB, the largest promise is 7.5 GiB on node n1"
+            " (own share: capacity 9.5 GiB - tasks 2 GiB; foreign_used 0 B)"
         )
         first = why(world, 2)
         world.cluster.release(1)
@@ -97,5 +97,5 @@ def test_ended_and_placed_tasks_have_no_refusals() -> None:
         assert refusals(world, 1) == []
         assert why(world, 1) == [
             "task 1 is SUCCEEDED",
-            "attempt 1 ran on node n1: peak 512.0 MiB, request 1.0 GiB, limit 1.0 GiB",
+            "attempt 1 ran on node n1: peak 512 MiB, request 1 GiB, limit 1 GiB",
         ]

@@ -177,5 +177,5 @@ def test_acknowledgements_never_go_back() -> None:
 
 def test_memory_is_shown_as_people_read_it() -> None:
     assert [gibibytes(n) for n in (0, 1 << 20, 3 << 29, -(1 << 30))] == [
-        "0.0 MiB", "1.0 MiB", "1.5 GiB", "-1.0 GiB"
+        "0 B", "1 MiB", "1.5 GiB", "-1 GiB"
     ]  # fmt: skip

@@ -64,6 +64,16 @@ SampleIntervalOption = Annotated[
     str | None,
     typer.Option("--sample-interval", metavar="TIME", help="How often agents sample. [1s]"),
 ]
+UserTasksMaxOption = Annotated[
+    int | None,
+    typer.Option("--user-tasks-max", help="Tasks one user may have placed at once. [no bound]"),
+]
+FairShareOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--fair-share/--no-fair-share", help="Who takes less memory goes first. [fair share]"
+    ),
+]
 
 
 def controller(
@@ -80,6 +90,8 @@ def controller(
     history_age: HistoryAgeOption = None,
     history_tasks_max: HistoryTasksMaxOption = None,
     sample_interval: SampleIntervalOption = None,
+    user_tasks_max: UserTasksMaxOption = None,
+    fair_share: FairShareOption = None,
 ) -> None:
     """Run the controller. Each flag can also be a variable (MASS_LISTEN) or a key of the file."""
     flags = {
@@ -95,6 +107,8 @@ def controller(
         "history_age": history_age,
         "history_tasks_max": history_tasks_max,
         "sample_interval": sample_interval,
+        "user_tasks_max": user_tasks_max,
+        "fair_share": fair_share,
     }
     with open_session():
         from controller.config import load_config

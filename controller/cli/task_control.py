@@ -15,65 +15,75 @@ from controller.cli.session import (
     OutputOption,
     open_session,
 )
-from controller.cli.tasks import IdsArgument, select
+from controller.cli.tasks import ByNameOption, ByStateOption, SomeIdsArgument, select_some
 
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")]
 
 
 def hold(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: QuietOption = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Keep waiting tasks from being placed."""
-    _control("HOLD", ids, 0, quiet, controller, insecure, output)
+    _control("HOLD", (ids, name, state), 0, quiet, (controller, insecure, output))
 
 
 def release(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: QuietOption = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Let held tasks be placed."""
-    _control("RELEASE", ids, 0, quiet, controller, insecure, output)
+    _control("RELEASE", (ids, name, state), 0, quiet, (controller, insecure, output))
 
 
 def pause(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: QuietOption = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Stop the processes of running tasks for a while; their memory stays reserved."""
-    _control("PAUSE", ids, 0, quiet, controller, insecure, output)
+    _control("PAUSE", (ids, name, state), 0, quiet, (controller, insecure, output))
 
 
 def resume(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: QuietOption = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Let paused tasks go on."""
-    _control("RESUME", ids, 0, quiet, controller, insecure, output)
+    _control("RESUME", (ids, name, state), 0, quiet, (controller, insecure, output))
 
 
 def priority(
     value: Annotated[int, typer.Argument(metavar="PRIORITY", help="Higher goes first.")],
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: QuietOption = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Give tasks another priority; a negative one stands behind `--`."""
-    _control("PRIORITY", ids, value, quiet, controller, insecure, output)
+    _control("PRIORITY", (ids, name, state), value, quiet, (controller, insecure, output))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -84,21 +94,19 @@ def add_to(app: typer.Typer) -> None:
 
 def _control(
     action: str,
-    ids: list[str],
+    wanted: tuple[list[str] | None, str, list[str] | None],
     value: int,
     quiet: bool,
-    controller: str,
-    insecure: bool,
-    output: OutputFormat,
+    whom: tuple[str, bool, OutputFormat],
 ) -> None:
-    with open_session(controller, insecure, output) as session:
+    with open_session(*whom) as session:
         from mass.v1 import task_pb2
 
         from controller.cli.follow import end_line
         from controller.cli.records import task_record
 
         number = task_pb2.TaskAction.Value(f"TASK_ACTION_{action}")
-        tasks, refused = session.client.control(select(session, ids), number, value)
+        tasks, refused = session.client.control(select_some(session, *wanted), number, value)
         if session.json:
             print_json([task_record(task) for task in tasks])
         for task, why in zip(tasks, refused, strict=True):

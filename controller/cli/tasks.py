@@ -43,6 +43,14 @@ class TaskOrder(StrEnum):
 IdsArgument = Annotated[
     list[str], typer.Argument(metavar="ID...", help="Task ids: 12, 1-5,7 or last.")
 ]
+SomeIdsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID...]", help="Task ids: 12, 1-5,7 or last; or --name, --state."),
+]
+ByNameOption = Annotated[str, typer.Option("-n", "--name", help="Those with this name.")]
+ByStateOption = Annotated[
+    list[str] | None, typer.Option("--state", help="Those in this state; repeatable.")
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A task id, or last.")]
 
 
@@ -110,7 +118,9 @@ def show_tasks(
 
 @app.command("wait")
 def wait_for_tasks(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
     progress: Annotated[
         bool | None,
@@ -124,7 +134,7 @@ def wait_for_tasks(
     with open_session(controller, insecure, output) as session:
         from controller.cli.follow import wait_for_end
 
-        tasks, code = wait_for_end(session, select(session, ids), quiet, progress)
+        tasks, code = wait_for_end(session, select_some(session, ids, name, state), quiet, progress)
         if session.json:
             _print_records(tasks)
         raise typer.Exit(code)
@@ -132,7 +142,9 @@ def wait_for_tasks(
 
 @app.command("cancel")
 def cancel_tasks(
-    ids: IdsArgument,
+    ids: SomeIdsArgument = None,
+    name: ByNameOption = "",
+    state: ByStateOption = None,
     grace: Annotated[
         str | None, typer.Option("--grace", help="From SIGTERM to SIGKILL. [10s]")
     ] = None,
@@ -146,7 +158,7 @@ def cancel_tasks(
         from controller.cli.follow import end_line
 
         grace_ns = None if grace is None else parse_duration(grace, "grace")
-        tasks = session.client.cancel(select(session, ids), grace_ns)
+        tasks = session.client.cancel(select_some(session, ids, name, state), grace_ns)
         if session.json:
             _print_records(tasks)
         elif not quiet:
@@ -304,6 +316,33 @@ def _print_records(tasks: list[Task]) -> None:
     from controller.cli.records import task_record
 
     print_json([task_record(task) for task in tasks])
+
+
+def select_some(
+    session: Session, ids: list[str] | None, name: str, states: list[str] | None
+) -> list[str]:
+    """Return the ids that selectors name, or else those of the tasks found by name and state.
+
+    By name alone only tasks that have not ended are meant.
+
+    Raises:
+        InvalidRequest: both or neither of the ways are used, or more than one call takes are found.
+        NotFound: there is no such task.
+    """
+    if bool(ids) == bool(name or states):
+        raise InvalidRequest("name tasks by their ids, or by --name and --state")
+    if ids:
+        return select(session, ids)
+    from controller.cli.records import ENDED_STATES, task_states_of
+    from controller.cli.selectors import TASKS_MAX
+
+    tasks, more = session.client.tasks(TASKS_MAX, task_states_of(states or []), name=name)
+    if more:
+        raise InvalidRequest(f"more than {TASKS_MAX:,} tasks are found; name fewer")
+    found = [task.id for task in tasks if states or task.state not in ENDED_STATES]
+    if not found:
+        raise NotFound("no task is found by that name and state")
+    return found
 
 
 def select(session: Session, texts: list[str]) -> list[str]:

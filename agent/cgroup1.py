@@ -31,6 +31,8 @@ from agent.proctree import Life, send_signal
 LOG = logging.getLogger(__name__)
 
 NO_LIMIT = "-1"
+SHARES_PER_CPU = 1_024  # the kernel's default for a group
+SHARES_MIN, SHARES_MAX = 2, 262_144  # the kernel's bounds
 READ_BYTES = 65_536
 CHILDLESS_LINKS = 2  # of a directory without directories below; the kernel counts them here too
 SWEEP_SECONDS_MAX = 10.0  # for one leftover; SIGKILL takes milliseconds unless a disk hangs
@@ -92,11 +94,20 @@ class Cgroup1:
     name = "cgroup1"
     poll_interval_ns = None
 
-    def __init__(self, node_name: str, base: Path, freezer: Path | None, search: list[Path]):
-        """Take over `base` (made by `probe`) and its twin; sweep looks below `search`."""
+    def __init__(
+        self,
+        node_name: str,
+        base: Path,
+        freezer: Path | None,
+        search: list[Path],
+        cpu: Path | None = None,
+    ):
+        """Take over `base` (made by `probe`) and its twins; sweep looks below `search`."""
         self._node_name = node_name
         self._base = base
         self._freezer = freezer
+        self._cpu = cpu
+        self._twins = [twin for twin in (freezer, cpu) if twin is not None]
         self._search = search
         self._counts_swap = (base / "memory.memsw.limit_in_bytes").exists()
         self._slot_count = 0
@@ -124,21 +135,23 @@ class Cgroup1:
                 raise
         except OSError as error:
             raise EnforcementError(f"cannot make groups at {base}: {error.strerror}") from error
-        freezer = cls._make_freezer(base.name)
-        if freezer is not None:
-            search.append(find_hierarchy("freezer").mount)
-        return cls(node_name, base, freezer, search)
+        # Wanted, but not needed: for atomic kills, and to share the processors by what was asked.
+        freezer = cls._make_twin("freezer", base.name, search)
+        cpu = cls._make_twin("cpu", base.name, search)
+        return cls(node_name, base, freezer, search, cpu)
 
     @staticmethod
-    def _make_freezer(name: str) -> Path | None:
-        """Return the twin in the freezer hierarchy: wanted for atomic kills, but not needed."""
+    def _make_twin(controller: str, name: str, search: list[Path]) -> Path | None:
+        """Return the twin in another hierarchy, and have sweep look there; None without it."""
         try:
-            freezer = find_hierarchy("freezer").own / name
-            freezer.mkdir(exist_ok=True)
+            hierarchy = find_hierarchy(controller)
+            twin = hierarchy.own / name
+            twin.mkdir(exist_ok=True)
         except (EnforcementError, OSError) as error:
-            LOG.info("no freezer, trees are killed in rounds: %s", error)
+            LOG.info("no groups of the %s controller: %s", controller, error)
             return None
-        return freezer
+        search.append(hierarchy.mount)
+        return twin
 
     def describe(self) -> dict[str, bool | str]:
         """Return what it can and cannot do."""
@@ -148,6 +161,7 @@ class Cgroup1:
             "oom_counter": True,
             "kernel_peak": True,
             "atomic_kill": self._freezer is not None,
+            "cpu_shares": self._cpu is not None,
             "caveat": "the limit holds page cache too; the kernel drops it before it kills",
         }
 
@@ -167,9 +181,9 @@ class Cgroup1:
         else:
             raise EnforcementError(f"{self._base}: {SLOTS_TRIED_MAX} groups cannot be reused")
         paths = [self._base / name]
-        if self._freezer is not None:
-            (self._freezer / name).mkdir(exist_ok=True)
-            paths.append(self._freezer / name)
+        for twin in self._twins:
+            (twin / name).mkdir(exist_ok=True)
+            paths.append(twin / name)
         self._peaks[name] = 0
         self._limits[name] = None
         return Group(name, tuple(str(path / "cgroup.procs") for path in paths))
@@ -200,6 +214,21 @@ class Cgroup1:
                 f"group {group.name}: limit {text} refused: {error.strerror}"
             ) from error
         self._limits[group.name] = limit_bytes
+
+    def share_cpus(self, group: Group, cpus: float) -> None:
+        """Let the group have that many parts of the processors when they do not suffice for all.
+
+        Idle processors are anyone's: a share is no limit.
+        """
+        if self._cpu is None:
+            return
+        shares = min(max(round(cpus * SHARES_PER_CPU), SHARES_MIN), SHARES_MAX)
+        try:
+            _write(self._cpu / group.name / "cpu.shares", str(shares))
+        except OSError as error:
+            raise EnforcementError(
+                f"group {group.name}: cpu.shares {shares} refused: {error.strerror}"
+            ) from error
 
     def started(self, group: Group, pid: int) -> None:
         """Nothing to learn: the kernel knows who is in the group."""
@@ -267,9 +296,8 @@ class Cgroup1:
 
     def remove(self, group: Group) -> None:
         """Remove the empty group from both hierarchies. Raises EnforcementError."""
-        for parent in (self._freezer, self._base):
-            if parent is not None:
-                _remove_tree(parent / group.name)
+        for parent in (*self._twins, self._base):
+            _remove_tree(parent / group.name)
         self._peaks.pop(group.name, None)
         self._limits.pop(group.name, None)
 
@@ -291,9 +319,8 @@ class Cgroup1:
 
     def close(self) -> None:
         """Remove the agent's directories. Raises EnforcementError when groups are left."""
-        for parent in (self._freezer, self._base):
-            if parent is not None:
-                _remove_empty(parent)
+        for parent in (*self._twins, self._base):
+            _remove_empty(parent)
 
     def _leftovers(self, root: Path) -> Iterator[Path]:
         pattern = re.compile(re.escape(_prefix(self._node_name)) + r"(\d+-\d+)")

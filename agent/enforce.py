@@ -45,6 +45,12 @@ class Enforcement(Protocol):
         Raises LimitRefused when the group uses more and cannot give it back.
         """
 
+    def share_cpus(self, group: Group, cpus: float) -> None:
+        """Weigh the group against others by the cores it asked for, where that can be.
+
+        Raises EnforcementError.
+        """
+
     def started(self, group: Group, pid: int) -> None:
         """Learn the main process: its exec is about to be reported to the runner's caller."""
 

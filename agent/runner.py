@@ -53,7 +53,7 @@ class Launch:
 
     `environment` is complete, nothing is inherited from the agent. The output files are opened
     for append; their directories are made. `memory_limit_bytes` None means no limit. `cpus` is
-    what placement set aside; it is not enforced.
+    what placement set aside; it weighs the task against others, where the kernel can.
     """
 
     key: Key
@@ -250,6 +250,7 @@ class Runner:
         def prepare_request(group: Group) -> Request:
             try:
                 self._enforcement.set_limit(group, launch.memory_limit_bytes)
+                self._enforcement.share_cpus(group, launch.cpus)
             except EnforcementError as error:
                 raise StartError("limit", 0, str(error)) from error
             return Request(

@@ -112,6 +112,9 @@ class Watchdog:
         with self._lock:
             self._trees[group.name].limit_bytes = limit_bytes
 
+    def share_cpus(self, group: Group, cpus: float) -> None:
+        """Nothing to do: without groups of the kernel processors cannot be shared by weight."""
+
     def started(self, group: Group, pid: int) -> None:
         """Learn the tree's root, which also leads its session and process group."""
         with self._lock:

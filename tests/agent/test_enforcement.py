@@ -313,3 +313,29 @@ def test_user_without_rights_gets_the_watchdog() -> None:
     )
     assert ended.stdout.startswith("watchdog ")
     assert "cgroup1" in ended.stdout
+
+
+def test_cpus_weigh_a_group_against_others(cgroup1: Cgroup1) -> None:
+    if not cgroup1.describe()["cpu_shares"]:
+        pytest.skip("no groups of the cpu controller can be made here")
+    group = cgroup1.prepare()
+    try:
+        shares = Path(group.join_paths[-1]).parent / "cpu.shares"
+        for cpus, expected in ((1.0, 1024), (2.5, 2560), (0.0001, 2), (4096.0, 262_144)):
+            cgroup1.share_cpus(group, cpus)
+            assert int(shares.read_text()) == expected
+    finally:
+        cgroup1.remove(group)
+    assert not shares.exists()
+
+
+def test_frozen_group_stands_still_and_goes_on(cgroup1: Cgroup1) -> None:
+    group = cgroup1.prepare()
+    try:
+        state = next(p for p in group.join_paths if "freezer" in p)
+        for paused, word in ((True, "FROZEN"), (True, "FROZEN"), (False, "THAWED")):
+            cgroup1.freeze(group, paused)
+            assert (Path(state).parent / "freezer.state").read_text().strip() == word
+    finally:
+        cgroup1.remove(group)
+    cgroup1.freeze(group, True)  # one that is gone is no error

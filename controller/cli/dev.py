@@ -66,13 +66,14 @@ def run_dev(settings: DevSettings, note: Callable[[str], None]) -> None:
         controller = _start_controller(settings)
         stack.callback(end, controller, stop, note)
         note(f"controller on {address}, log in {controller.log_path}")
-        if not wait_until(lambda: answers(client), [controller], stop):
-            return
         name = settings.node_name or host_name()
+        # Both at once: the agent loads while the controller does, and knocks until it is let in.
         agent = _start_agent(settings, address, name)
         # Leaves first, so that the controller still hears how the agent's tasks ended.
         stack.callback(end, agent, stop, note)
         note(f"agent {name}, log in {agent.log_path}")
+        if not wait_until(lambda: answers(client), [controller, agent], stop):
+            return
         if not wait_until(lambda: is_ready(client, name), [controller, agent], stop):
             return
         note("both are ready; Ctrl-C ends them")

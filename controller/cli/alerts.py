@@ -13,6 +13,7 @@ from controller.cli.session import (
     new_group,
     open_session,
 )
+from controller.cli.units import format_instant
 
 if TYPE_CHECKING:
     from mass.v1.types_pb2 import Alert
@@ -51,6 +52,6 @@ def alert_row(alert: Alert) -> list[str]:
         alert_subject(alert),
         alert_state(alert),
         f"{alert.value:.6g}",
-        since,
+        format_instant(since),
         alert.annotations.get("summary", ""),
     ]

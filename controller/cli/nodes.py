@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controller.cli.output import OutputFormat, print_fields, print_json, print_table
+from controller.cli.output import OutputFormat, print_fields, print_json, print_table, printable
 from controller.cli.session import (
     CONTROLLER_DEFAULT,
     ControllerOption,
@@ -17,7 +17,7 @@ from controller.cli.session import (
     open_session,
     user_name,
 )
-from controller.cli.units import format_size, parse_duration
+from controller.cli.units import format_instant, format_size, parse_duration
 
 if TYPE_CHECKING:
     from mass.v1.types_pb2 import Node
@@ -158,20 +158,32 @@ def _print_node(session: Session, node: Node) -> None:
     for key, value in record.items():
         name = key.removesuffix("_bytes").replace("_", " ")
         is_size = key.endswith("_bytes")
-        shown = value
+        is_instant = isinstance(value, str) and key.endswith(("_at", "_since", "_deadline"))
+        shown = format_instant(value) if is_instant else value
         if isinstance(value, dict):
             shown = " ".join(f"{label}={text}" if text else label for label, text in value.items())
         fields.append((name, _text(shown, is_size) if shown not in (None, "") else "-"))
     print_fields(fields)
     if metrics:
         print("metrics")
-        print_fields([(f"  {name}", _text(value, False)) for name, value in metrics.items()])
+        print_fields([(f"  {name}", _metric_text(name, value)) for name, value in metrics.items()])
 
 
 def _text(value: str | float, is_size: bool) -> str:
     if isinstance(value, str):
         return value
-    return format_size(int(value)) if is_size else f"{value:.12g}"
+    if is_size:
+        return format_size(int(value))
+    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.12g}"
+
+
+def _metric_text(name: str, value: float) -> str:
+    from controller.core.metrics import METRICS, Unit
+
+    unit = next((metric.unit for metric in METRICS if metric.name == name), None)
+    if unit is Unit.BYTES_PER_SECOND:
+        return f"{format_size(round(value))}/s"
+    return _text(value, unit is Unit.BYTES)
 
 
 def _print_scheduling(session: Session, node: Node) -> None:
@@ -181,4 +193,4 @@ def _print_scheduling(session: Session, node: Node) -> None:
         print_json(node_record(node))
         return
     reason = f": {node.scheduling_reason}" if node.scheduling_reason else ""
-    print_fields([("node", f"{node.id} {node_scheduling(node)}{reason}")])
+    print(printable(f"node {node.id} {node_scheduling(node)}{reason}"))

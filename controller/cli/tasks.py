@@ -18,7 +18,13 @@ from controller.cli.session import (
     new_group,
     open_session,
 )
-from controller.cli.units import format_duration, format_size, parse_duration, parse_size
+from controller.cli.units import (
+    format_duration,
+    format_instant,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 from controller.core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -262,9 +268,10 @@ def task_row(task: Task) -> list[str]:
     from controller.cli.records import runtime_seconds, task_label, task_state
 
     runtime = runtime_seconds(task)
-    memory = "-"
-    if task.memory_peak_bytes or task.memory_used_bytes:
-        memory = f"{format_size(task.memory_used_bytes)}/{format_size(task.memory_peak_bytes)}"
+    # Nothing is used after the end, and the peak is told with the end.
+    used = format_size(task.memory_used_bytes) if task.memory_used_bytes else "-"
+    peak = format_size(task.memory_peak_bytes) if task.memory_peak_bytes else "-"
+    memory = "-" if used == peak == "-" else f"{used}/{peak}"
     return [
         task_label(task),
         task.spec.name,
@@ -296,6 +303,8 @@ def _field_text(key: str, value: object) -> str:
             return "-"
         case bool():
             return "yes" if value else "no"
+        case str() if key.endswith(("_at", "_before")):
+            return format_instant(value)
         case int() if key.endswith("_bytes"):
             return format_size(value)
         case float() if key.endswith("_seconds"):

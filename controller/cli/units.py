@@ -142,6 +142,11 @@ def format_size(size_bytes: int) -> str:
     return f"{sign}{value:.1f}".removesuffix(".0") + f" {unit}"
 
 
+def format_instant(text: str) -> str:
+    """Return an instant of a record, RFC 3339 in UTC, to the second: `2026-11-23T17:23:34Z`."""
+    return text.partition(".")[0] + "Z" if "." in text else text
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration with its two largest units, for example `1h30m`; below 10 s with tenths."""
     if seconds < 10:

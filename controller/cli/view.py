@@ -7,13 +7,14 @@ redrawn, elsewhere as lines that are only added. What is shown comes from the AP
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mass.v1 import memory_pb2, types_pb2
 
 from controller.cli.alerts import ALERT_COLUMNS, alert_row
+from controller.cli.columns import GAP, Fitted, fit
 from controller.cli.output import printable
 from controller.cli.records import alert_state, alert_subject, node_pressure, node_state, task_state
 from controller.cli.tasks import TASK_COLUMNS, task_row
@@ -22,6 +23,7 @@ from controller.cli.units import format_size
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from controller.cli.client import Client
 
@@ -29,7 +31,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 TASKS_SHOWN_MAX = 100
 PLAIN_NODES_SECONDS = 5.0
-BAR_WIDTH = 32
+BAR_WIDTH_MAX = 32
+BAR_WIDTH_MIN = 8
 RUNNING_STATES = (
     types_pb2.TASK_STATE_ASSIGNED,
     types_pb2.TASK_STATE_STARTING,
@@ -127,15 +130,16 @@ class LiveScreen:
 
     def show(self, results: Snapshot) -> None:
         """Draw a snapshot in place of the one before."""
-        self._live.update(picture(results, self._title, self._console.height), refresh=True)
+        width, height = self._console.size
+        self._live.update(picture(results, self._title, width, height), refresh=True)
 
 
-def picture(results: Snapshot, title: str, height: int) -> RenderableType:
-    """Return a picture of at most `height` lines; what does not fit is counted."""
+def picture(results: Snapshot, title: str, width: int, height: int) -> RenderableType:
+    """Return a picture of at most `height` lines of `width`; what does not fit is counted."""
     from rich.console import Group
     from rich.text import Text
 
-    # Title, pool, and for each of the three tables a header, its rule and a line of what is left.
+    # Title, key, pool, and for each of the three tables a header, its rule and what is left out.
     rows = max(3, height - 12)
     alerts_max = min(len(results.alerts), max(1, rows // 4))
     nodes_max = min(len(results.nodes), max(1, (rows - alerts_max) // 2))
@@ -143,20 +147,21 @@ def picture(results: Snapshot, title: str, height: int) -> RenderableType:
     alert_rows = [alert_row(alert) for alert in results.alerts]
     task_rows = [task_row(task) for task in results.tasks]
     parts: list[RenderableType] = [
-        Text(title, style="bold"),
-        _nodes_table(results.nodes[:nodes_max]),
+        _heading(title, width),
+        _nodes_table(results.nodes[:nodes_max], width),
         *_left_out(len(results.nodes) - nodes_max, "nodes"),
-        _table(TASK_COLUMNS, task_rows[:tasks_max]),
+        _table(TASK_COLUMNS, task_rows[:tasks_max], width),
         *_left_out(len(results.tasks) - tasks_max, "tasks"),
     ]
     if alert_rows:
-        parts.append(_table(ALERT_COLUMNS, alert_rows[:alerts_max]))
+        parts.append(_table(ALERT_COLUMNS, alert_rows[:alerts_max], width))
         parts += _left_out(len(alert_rows) - alerts_max, "alerts")
-    parts.append(Text(pool_line(results.pool), style="dim"))
+    pool = pool_line(results.pool)
+    parts.append(Text(pool, style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 
-def memory_bar(node: types_pb2.Node, width: int = BAR_WIDTH) -> list[tuple[str, int]]:
+def memory_bar(node: types_pb2.Node, width: int = BAR_WIDTH_MAX) -> list[tuple[str, int]]:
     """Return the parts of a node's memory and their lengths, `width` in all.
 
     The parts in order: used by tasks, used by others (foreign), reserved for tasks and not used
@@ -206,10 +211,11 @@ def alert_line(alert: types_pb2.Alert) -> str:
 
 def pool_line(pool: memory_pb2.Pool) -> str:
     """Return one line for the controller's pool."""
+    failures = f", {pool.failures} requests refused" if pool.failures else ""
     return (
         f"pool used {format_size(pool.used_bytes)} of {format_size(pool.capacity_bytes)} "
         f"(series {format_size(pool.series_bytes)}, ledger {format_size(pool.ledger_bytes)}, "
-        f"tails {format_size(pool.tails_bytes)}) failures {pool.failures}"
+        f"tails {format_size(pool.tails_bytes)}){failures}"
     )
 
 
@@ -222,54 +228,77 @@ BAR_LOOKS = {
 PRESSURE_STYLES = {"WARN": "yellow", "HIGH": "bold yellow", "CRITICAL": "bold red"}
 
 
-def _nodes_table(nodes: tuple[types_pb2.Node, ...]) -> Table:
+NODE_COLUMNS = ("NODE", "STATE", "USED/TOTAL", "PROMISE", "TASKS", "PRESSURE", "MEMORY")
+
+
+def _heading(title: str, width: int) -> Text:
     from rich.text import Text
 
-    key = Text("MEMORY  ")
-    for name in ("tasks", "foreign", "reserved"):
-        letter, style = BAR_LOOKS[name]
-        key.append(letter, style=style)
-        key.append(f" {name} ")
-    table = _empty_table()
-    for column in ("NODE", "STATE", key, "USED/TOTAL", "PROMISE", "TASKS", "PRESSURE"):
-        table.add_column(column, no_wrap=True)
-    for node in nodes:
+    key = Text()
+    for name, (letter, style) in BAR_LOOKS.items():
+        key.append(f"  {letter}", style=style)
+        key.append(f" {name}")
+    heading = Text(title, style="bold", overflow="fold")
+    separator = "" if heading.cell_len + key.cell_len <= width else "\n"
+    return Text.assemble(heading, separator, key)
+
+
+def _nodes_table(nodes: tuple[types_pb2.Node, ...], width: int) -> Table:
+    from rich.text import Text
+
+    rows = [_node_row(node) for node in nodes]
+    blank = " " * BAR_WIDTH_MIN
+    fitted = fit(NODE_COLUMNS, [[*row, blank] for row in rows], ("TASKS", "PROMISE"), width)
+    bar_width = min(BAR_WIDTH_MAX, fitted.widths[-1])
+    table = _empty_table(NODE_COLUMNS, fitted)
+    for node, row in zip(nodes, rows, strict=True):
         bar = Text()
-        for name, length in memory_bar(node):
+        for name, length in memory_bar(node, bar_width):
             letter, style = BAR_LOOKS[name]
             bar.append(letter * length, style=style)
-        pressure = node_pressure(node)
-        table.add_row(
-            Text(printable(node.id)),
-            node_state(node),
-            bar,
-            f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
-            format_size(node.memory_promise_bytes),
-            str(node.tasks_running),
-            Text(pressure, style=PRESSURE_STYLES.get(pressure, "")),
-        )
+        cells = [_cell(text) for text in row]
+        cells[-1].stylize(PRESSURE_STYLES.get(row[-1], ""))
+        cells.append(bar)
+        table.add_row(*(cells[index] for index in fitted.indexes))
     return table
 
 
-def _empty_table() -> Table:
+def _node_row(node: types_pb2.Node) -> list[str]:
+    return [
+        node.id,
+        node_state(node),
+        f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
+        format_size(node.memory_promise_bytes),
+        str(node.tasks_running),
+        node_pressure(node),
+    ]
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]], width: int) -> Table:
+    fitted = fit(columns, rows, ("REQUEST", "SINCE", "NODE", "VALUE", "RUNTIME"), width)
+    table = _empty_table(columns, fitted)
+    for row in rows:
+        table.add_row(*(_cell(row[index]) for index in fitted.indexes))
+    return table
+
+
+def _empty_table(columns: Sequence[str], fitted: Fitted) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
+    # The box puts one space between columns, the padding the others.
+    padding = (0, GAP - 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)
+    for index, width in zip(fitted.indexes, fitted.widths, strict=True):
+        table.add_column(columns[index], width=width, no_wrap=True, overflow="ellipsis")
+    return table
 
 
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+def _cell(text: str) -> Text:
     from rich.text import Text
 
-    table = _empty_table()
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    # The last one holds sentences: it takes the room that is left, and gives way first.
-    table.add_column(columns[-1], ratio=1, min_width=8)
-    for row in rows:
-        # Text, not str: rich would read square brackets in a task's name as markup.
-        table.add_row(*(Text(printable(cell), no_wrap=True, overflow="ellipsis") for cell in row))
-    return table
+    # Text, not str: rich would read square brackets in a task's name as markup.
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def _left_out(count: int, what: str) -> list[RenderableType]:

@@ -79,6 +79,15 @@ def test_node_show_lists_its_metrics(mass: Mass, fake: FakeController) -> None:
     assert any(line.split() == ["memory", "promise", "3", "GiB"] for line in lines)
 
 
+def test_metrics_are_shown_in_their_units(mass: Mass, fake: FakeController) -> None:
+    metrics = {"mem_used": 3e9, "mem_growth": 2048.4, "cpu_percent": 96.6183574879, "own": 12345678}
+    fake.nodes["n1"] = node("n1", metrics=metrics)
+    lines = mass("node", "show", "n1").out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines[-4:]] == [
+        "96.6184", "2 KiB/s", "2.8 GiB", "12345678",
+    ]  # fmt: skip
+
+
 def test_unknown_node_is_not_found(mass: Mass) -> None:
     outcome = mass("node", "show", "n9")
     assert (outcome.code, outcome.err) == (3, "mass: no node 'n9'\n")
@@ -87,7 +96,7 @@ def test_unknown_node_is_not_found(mass: Mass) -> None:
 def test_cordon_carries_the_reason(mass: Mass, fake: FakeController) -> None:
     fake.nodes["n1"] = node("n1")
     outcome = mass("node", "cordon", "n1", "--reason", "new disk")
-    assert (outcome.code, outcome.out) == (0, "node  n1 CORDONED: new disk\n")
+    assert (outcome.code, outcome.out) == (0, "node n1 CORDONED: new disk\n")
     assert (fake.cordons[0].reason, bool(fake.cordons[0].user)) == ("new disk", True)
     assert mass("node", "uncordon", "n1", "-o", "json").json["scheduling"] == "ENABLED"
 

@@ -36,7 +36,7 @@ def test_list_is_a_table_newest_first(mass: Mass, fake: FakeController) -> None:
     assert second.split(maxsplit=8)[:-1] == ["2", "sleep", "PENDING", "-", "-", "1", "GiB", "-"]
     assert second.endswith("  no node has 1 GiB to promise")
     assert first.split() == [
-        "1", "sleep", "SUCCEEDED", "n1", "0", "B/1.5", "GiB", "1", "GiB", "1m00s",
+        "1", "sleep", "SUCCEEDED", "n1", "-/1.5", "GiB", "1", "GiB", "1m00s",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from controller.cli.view import (
     display_results,
     memory_bar,
     picture,
+    pool_line,
     take_snapshot,
 )
 
@@ -33,9 +34,10 @@ def snapshot(
     return Snapshot(nodes, tasks, alerts, POOL)
 
 
-def drawn(results: Snapshot, height: int = 40) -> list[str]:
+def drawn(results: Snapshot, height: int = 40, width: int = 140) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=140, height=height).print(picture(results, "MASS", height))
+    console = Console(file=file, width=width, height=height)
+    console.print(picture(results, "MASS  controller 127.0.0.1:7461", width, height))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -104,6 +106,32 @@ def test_long_reason_gives_way_to_the_other_columns() -> None:
     assert line.endswith("…")
 
 
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_names_and_states_are_whole_in_terminals_of_usual_width(width: int) -> None:
+    waiting = task("1234567", "PENDING", reason="asks 100 GiB, " * 20)
+    ended = task("12", "OUT_OF_MEMORY", node_id="worker-17.example.org")
+    results = snapshot((node("worker-17.example.org"),), (waiting, ended), (alert("Full", "n1"),))
+    lines = drawn(results, width=width)
+    assert all(len(line) <= width for line in lines)
+    assert any(line.split()[:2] == ["worker-17.example.org", "READY"] for line in lines)
+    assert any(line.split()[:3] == ["1234567", "sleep", "PENDING"] for line in lines)
+    assert any(line.split()[:3] == ["12", "sleep", "OUT_OF_MEMORY"] for line in lines)
+    assert any("asks 100 GiB, " in line for line in lines)
+    assert any(line.split()[:3] == ["Full", "n1", "FIRING"] for line in lines)
+
+
+def test_wide_terminal_shows_every_column() -> None:
+    lines = drawn(snapshot((node("n1"),), (task("1"),), (alert("Full", "n1"),)), width=140)
+    heads = [line.split() for line in lines]
+    assert ["ID", "NAME", "STATE", "NODE", "USED/PEAK", "REQUEST", "RUNTIME", "REASON"] in heads
+    assert ["ALERT", "ON", "STATE", "VALUE", "SINCE", "SUMMARY"] in heads
+
+
+def test_refusals_of_the_pool_are_counted_only_when_there_are_any() -> None:
+    assert "refused" not in pool_line(POOL)
+    assert pool_line(memory_pb2.Pool(failures=3)).endswith(", 3 requests refused")
+
+
 def test_names_are_not_read_as_markup() -> None:
     odd = types_pb2.TaskSpec(command=["x"], name="[bold]x[/nope]")
     assert "[bold]x[/nope]" in "\n".join(drawn(snapshot(tasks=(task("1", spec=odd),))))
@@ -135,7 +163,7 @@ def test_lines_are_added_for_changes_and_for_nodes_when_it_is_time() -> None:
     assert lines == [
         "node n1 READY used 3 GiB of 8 GiB (38 %) foreign 2 GiB reserved 2 GiB promise 3 GiB "
         "tasks 1 pressure NONE",
-        "pool used 1 MiB of 64 MiB (series 0 B, ledger 0 B, tails 0 B) failures 0",
+        "pool used 1 MiB of 64 MiB (series 0 B, ledger 0 B, tails 0 B)",
         "task 1 sleep PENDING",
     ]
     lines.clear()

@@ -321,8 +321,10 @@ class Engine:
         for node_id in tuple(assigned):
             self._flush_assigned(node_id, assigned)
         if acknowledged and self._acknowledging is None:
-            loop = asyncio.get_running_loop()
-            self._acknowledging = loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
+            self._acknowledging = self._acknowledge_soon()
+
+    def _acknowledge_soon(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge)
 
     def _acknowledge(self) -> None:
         self._acknowledging = None

@@ -29,7 +29,7 @@ from controller.core.model import Alert
 from controller.core.nodes import NodeRecord
 from controller.core.rules import Rule, RuleSet
 from controller.core.scheduler import Scheduler
-from controller.engine import Engine
+from controller.engine import ACKNOWLEDGE_S, Engine
 from controller.outbox import Outbox
 from controller.service.agents import AgentService
 from controller.store.base import StoreError
@@ -185,6 +185,12 @@ class DrivenEngine(Engine):
         self._world.trace(commands)
         await super()._carry_out(commands, *more)
 
+    def _acknowledge_soon(self) -> asyncio.TimerHandle:
+        self._world.timeline.after(
+            int(ACKNOWLEDGE_S * SECOND_NS), self._controller.if_alive(self._controller.acknowledge)
+        )
+        return cast(asyncio.TimerHandle, self)  # anything but None
+
     def _sampled(self) -> None:
         self._cycle_due = True
         self._controller.turn_soon()
@@ -278,6 +284,15 @@ class Controller:
             self._busy = False
             if self.dead:
                 self._free()
+
+    def acknowledge(self) -> None:
+        """Say what was saved lately, between two turns or while a commit is under way."""
+        try:
+            self.engine._acknowledge()
+        except ControllerCrash as crash:
+            if self._busy:
+                raise
+            self.world.crash_controller(str(crash))
 
     def _free(self) -> None:
         self.cluster.close()

@@ -19,6 +19,8 @@ from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mass.systemd import Systemd
+
 import allocator
 from agent.attempt import Leaving
 from agent.attempts import Attempts
@@ -35,7 +37,6 @@ from agent.follower import Follower
 from agent.install import install, show_config
 from agent.memory import MemoryUnreadable
 from agent.metrics import OwnMetrics
-from agent.notify_systemd import Systemd
 from agent.outbox import Outbox
 from agent.runner import Runner
 from agent.sampler import Sampler, boot_id, machine_id, usable_cpus

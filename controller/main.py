@@ -15,6 +15,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import uvloop
+from mass.systemd import Systemd
 
 from allocator.pool import Pool
 from controller.config import Config, Settings
@@ -25,7 +26,6 @@ from controller.core.limits import MIB
 from controller.core.rules import RuleSet
 from controller.core.scheduler import Scheduler
 from controller.engine import Clock, Engine
-from controller.notify_systemd import Systemd
 from controller.pool_size import pool_bytes
 from controller.reload import Notices, Reloader, read_rules
 from controller.rulefile import RuleFileError

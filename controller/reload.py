@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from mass.systemd import Systemd
+
 from controller.config import Settings, changed_keys
 from controller.core.errors import InvalidRequest, MassError
 from controller.core.events import Reconfigured
@@ -17,7 +19,6 @@ from controller.core.rules import RuleSet
 from controller.engine import Engine
 from controller.journal import Reloaded
 from controller.notify import Notifier
-from controller.notify_systemd import Systemd
 from controller.rulefile import default_rules, load_rules
 
 log = logging.getLogger("mass.controller")

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mass.systemd import Systemd
 
 from controller.config import Settings
 from controller.core.errors import InvalidRequest
 from controller.core.events import Reconfigured
 from controller.core.rules import RuleSet
 from controller.journal import Reloaded
-from controller.notify_systemd import Systemd
 from controller.reload import Notices, Reloader, read_rules
 
 WEBHOOK = "http://127.0.0.1:9/alerts"

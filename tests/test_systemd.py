@@ -11,17 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mass.systemd import Systemd
 
 import agent.install
-import agent.notify_systemd
-import controller.notify_systemd
 from agent.config import SettingRefused
 from controller import install
-
-Systemd = controller.notify_systemd.Systemd | agent.notify_systemd.Systemd
-SIDES = pytest.mark.parametrize(
-    "kind", [controller.notify_systemd.Systemd, agent.notify_systemd.Systemd]
-)
 
 
 @pytest.fixture
@@ -33,58 +27,46 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-@SIDES
-def test_message_is_one_datagram_of_lines(
-    kind: type[Systemd], manager: socket.socket, tmp_path: Path
-) -> None:
-    kind({"NOTIFY_SOCKET": str(tmp_path / "notify")}).tell("READY=1", "STATUS=serving")
+def test_message_is_one_datagram_of_lines(manager: socket.socket, tmp_path: Path) -> None:
+    Systemd({"NOTIFY_SOCKET": str(tmp_path / "notify")}).tell("READY=1", "STATUS=serving")
     assert manager.recv(1_000) == b"READY=1\nSTATUS=serving"
 
 
-@SIDES
-def test_abstract_address_is_understood(kind: type[Systemd]) -> None:
-    name = f"mass-test-{os.getpid()}-{kind.__module__}"
+def test_abstract_address_is_understood() -> None:
+    name = f"mass-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0{name}")
         listening.settimeout(5)
-        kind({"NOTIFY_SOCKET": f"@{name}"}).tell_reloading()
+        Systemd({"NOTIFY_SOCKET": f"@{name}"}).tell_reloading()
         first, second = listening.recv(1_000).decode().splitlines()
     assert first == "RELOADING=1"
     key, _, value = second.partition("=")
     assert (key, value.isdigit()) == ("MONOTONIC_USEC", True)
 
 
-@SIDES
-def test_variables_are_taken_from_those_who_come_after(kind: type[Systemd]) -> None:
+def test_variables_are_taken_from_those_who_come_after() -> None:
     environment = {"NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "2", "WATCHDOG_PID": "1", "HOME": "/"}
-    kind(environment)
+    Systemd(environment)
     assert environment == {"HOME": "/"}
 
 
-@SIDES
-def test_manager_that_is_gone_or_was_never_there_is_no_error(
-    kind: type[Systemd], tmp_path: Path
-) -> None:
-    kind({}).tell("READY=1")
-    kind({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).tell("READY=1")
+def test_manager_that_is_gone_or_was_never_there_is_no_error(tmp_path: Path) -> None:
+    Systemd({}).tell("READY=1")
+    Systemd({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).tell("READY=1")
 
 
-@SIDES
-def test_manager_that_does_not_read_holds_nobody_up(
-    kind: type[Systemd], manager: socket.socket, tmp_path: Path
-) -> None:
-    systemd = kind({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+def test_manager_that_does_not_read_holds_nobody_up(manager: socket.socket, tmp_path: Path) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": str(tmp_path / "notify")})
     for _ in range(2_000):  # far more than a socket's queue holds
         systemd.tell("WATCHDOG=1")
     assert manager.recv(1_000) == b"WATCHDOG=1"
 
 
-@SIDES
 async def test_watchdog_is_pinged_at_half_its_interval(
-    kind: type[Systemd], manager: socket.socket, tmp_path: Path
+    manager: socket.socket, tmp_path: Path
 ) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "40000"}
-    systemd = kind(environment)
+    systemd = Systemd(environment)
     assert systemd.watchdog_s == 0.04
     pinging = asyncio.create_task(systemd.ping())
     loop = asyncio.get_running_loop()
@@ -96,7 +78,6 @@ async def test_watchdog_is_pinged_at_half_its_interval(
     pinging.cancel()
 
 
-@SIDES
 @pytest.mark.parametrize(
     "environment",
     [
@@ -107,9 +88,9 @@ async def test_watchdog_is_pinged_at_half_its_interval(
     ],
 )
 async def test_nobody_is_pinged_who_does_not_watch_this_process(
-    kind: type[Systemd], environment: dict[str, str]
+    environment: dict[str, str],
 ) -> None:
-    systemd = kind(environment)
+    systemd = Systemd(environment)
     assert systemd.watchdog_s == 0
     await asyncio.wait_for(systemd.ping(), 1)
 

@@ -1,4 +1,4 @@
-"""Tells systemd how the agent fares: the notify protocol, one datagram for each message.
+"""Tells systemd how a service fares: the notify protocol, one datagram for each message.
 
 Without NOTIFY_SOCKET nothing is sent. The variables are taken out of the environment, so that no
 child believes them to be meant for it.
@@ -32,7 +32,7 @@ class Systemd:
         # A leading @ stands for the zero byte of an abstract address.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         with (
-            contextlib.suppress(OSError),  # the agent is there for its tasks, not for systemd
+            contextlib.suppress(OSError),  # a service is there for others, not for systemd
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel,
         ):
             channel.setblocking(False)

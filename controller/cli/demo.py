@@ -27,7 +27,7 @@ from controller.cli.client import Client
 from controller.cli.dev import answers, end, is_ready, wait_until
 from controller.cli.output import print_table
 from controller.cli.session import user_name
-from controller.cli.story import Life, Seen, Story
+from controller.cli.story import Life, NotAsTold, Seen, Story
 from controller.cli.units import format_size
 from controller.core.errors import MassError
 from controller.core.limits import MIB
@@ -36,6 +36,7 @@ NODE = "demo"
 ELEMENTS, AT_ONCE = 6, 2
 AVAILABLE_MIN_BYTES = 2048 * MIB
 PROMISE_MIN_BYTES = 1024 * MIB
+NOTICE_SECONDS, TRIES_MAX = 5.0, 3  # for the alert; other programs may spoil a try
 HOG_SECONDS = 2.0  # how long it stays when all about it is told
 HOG_MIN_BYTES, HOG_MAX_BYTES = 400 * MIB, 1024 * MIB
 ALERT = "ForeignMemory"
@@ -108,7 +109,12 @@ def run_demo(
                   f" their own begin in {directory}")  # fmt: skip
         if not wait_until(lambda: is_ready(client, NODE), [controller, agent], stop):
             raise KeyboardInterrupt
-        story.until(lambda: client.node(NODE).memory_foreign_bytes > 0, "a cycle has seen the node")
+        story.until(
+            lambda: (
+                story.seen.nodes.get(NODE) == "READY" and client.node(NODE).memory_foreign_bytes > 0
+            ),
+            f"a cycle has seen node {NODE}",
+        )
         _introduce(story, client.node(NODE))
         claims = _tasks(story, client)
         claims += _foreign_memory(story, client, controller, rules)
@@ -199,50 +205,73 @@ def _tasks(story: Story, client: Client) -> list[Claim]:
 
 def _foreign_memory(story: Story, client: Client, controller: Child, rules: Path) -> list[Claim]:
     """Let a program that is no task take memory: an alert fires, a task has to wait for it."""
-    seen = story.seen
     story.until(lambda: client.node(NODE).memory_reserved_bytes == 0, "nothing is reserved")
-    before = client.node(NODE)
-    hog_bytes = min(max(before.memory_available_bytes // 8, HOG_MIN_BYTES), HOG_MAX_BYTES)
-    bound_mib = (before.memory_foreign_bytes + hog_bytes // 2) // MIB
-    rules.write_text(FIRST_RULES + FOREIGN_RULE % bound_mib)
-    os.kill(controller.pid, signal.SIGHUP)
-    story.until(lambda: bool(seen.reloads), "the controller reads its rules again")
-    story.say(f"a new rule fires alert {ALERT} above {format_size(bound_mib * MIB)} of foreign"
-              f" memory; {format_size(before.memory_foreign_bytes)} are used now")  # fmt: skip
-    with _hog(hog_bytes) as hog:
-        story.say(f"a program that is no task (process {hog.pid}) takes {format_size(hog_bytes)}")
-        full_bytes = before.memory_foreign_bytes + hog_bytes * 3 // 4
-        story.until(
-            lambda: (
-                client.node(NODE).memory_foreign_bytes >= full_bytes
-                and "FIRING" in seen.alerts.get(ALERT, ())
-            ),
-            f"its memory is seen as foreign, and alert {ALERT} fires",
-        )
-        # More than can be promised now, less than when that program has gone.
-        asked_bytes = client.node(NODE).memory_promise_bytes + hog_bytes // 2
-        spec = _spec("large", asked_bytes // MIB, "sleep", "0.5")
-        (large,) = client.submit([spec], user_name())
-        story.say(f"submitted: 'large', task {large}, which asks for {format_size(asked_bytes)}")
-        why = _refusal(story, client, large)
-        story.say(f"mass task why {large} says: {why}")
-        story.watch(HOG_SECONDS)
-        freed_at_ns = time.time_ns()
+    for _ in range(TRIES_MAX):
+        before = client.node(NODE)
+        hog_bytes = min(max(before.memory_available_bytes // 8, HOG_MIN_BYTES), HOG_MAX_BYTES)
+        bound_mib = (before.memory_foreign_bytes + hog_bytes // 2) // MIB
+        _reload_rules(story, controller, rules, bound_mib)
+        story.say(f"a new rule fires alert {ALERT} above {format_size(bound_mib * MIB)} of foreign"
+                  f" memory; {format_size(before.memory_foreign_bytes)} are used now")  # fmt: skip
+        with _hog(hog_bytes) as hog:
+            taken = format_size(hog_bytes)
+            story.say(f"a program that is no task (process {hog.pid}) takes {taken}")
+            if _is_noticed(story, client, before.memory_foreign_bytes + hog_bytes * 3 // 4):
+                large, why = _wait_for_memory(story, client, hog_bytes)
+                freed_at_ns = time.time_ns()
+                break
+        # The bound was measured while others used more: it cannot be passed any more.
+        story.say("other programs have freed memory meanwhile; once more, from what is used now")
+    else:
+        raise NotAsTold(f"alert {ALERT} has not fired: other programs free too much memory")
     story.say("that program has ended and its memory is free again")
+    alerts, life = story.seen.alerts[ALERT], story.seen.tasks[large]
     story.until(
-        lambda: seen.alerts.get(ALERT, [""])[-1] == "RESOLVED" and bool(seen.tasks[large].end),
+        lambda: alerts[-1] == "RESOLVED" and bool(life.end),
         f"alert {ALERT} is resolved and the large task has run",
     )
-    life = seen.tasks[large]
     return [
-        Claim(f"alert {ALERT} fires and is resolved", seen.alerts[ALERT] == ["FIRING", "RESOLVED"],
-              ", ".join(seen.alerts[ALERT])),
+        Claim(f"alert {ALERT} fires and is resolved", alerts[-2:] == ["FIRING", "RESOLVED"],
+              ", ".join(alerts)),
         Claim("a task waits for memory that a program outside MASS uses", "foreign_used" in why,
               "told with the numbers, see above" if "foreign_used" in why else why),
         Claim("it runs when that memory is free again",
               life.end == "SUCCEEDED" and life.started_at_ns >= freed_at_ns,
               f"{life.end}, begun {(life.started_at_ns - freed_at_ns) / 1e6:.0f} ms after its end"),
     ]  # fmt: skip
+
+
+def _reload_rules(story: Story, controller: Child, rules: Path, bound_mib: int) -> None:
+    count = len(story.seen.reloads)
+    rules.write_text(FIRST_RULES + FOREIGN_RULE % bound_mib)
+    os.kill(controller.pid, signal.SIGHUP)
+    story.until(lambda: len(story.seen.reloads) > count, "the controller reads its rules again")
+
+
+def _is_noticed(story: Story, client: Client, foreign_bytes: int) -> bool:
+    """Say whether so much is soon seen as foreign, and the alert on it fires."""
+
+    def noticed() -> bool:
+        alerts = story.seen.alerts.get(ALERT, [""])
+        return alerts[-1] == "FIRING" and client.node(NODE).memory_foreign_bytes >= foreign_bytes
+
+    try:
+        story.until(noticed, f"alert {ALERT} fires", NOTICE_SECONDS)
+    except NotAsTold:
+        return False
+    return True
+
+
+def _wait_for_memory(story: Story, client: Client, hog_bytes: int) -> tuple[str, str]:
+    """Submit a task that must wait until that much is free again; return its id and why."""
+    # More than can be promised now, less than when that program has gone.
+    asked_bytes = client.node(NODE).memory_promise_bytes + hog_bytes // 2
+    (large,) = client.submit([_spec("large", asked_bytes // MIB, "sleep", "0.5")], user_name())
+    story.say(f"submitted: 'large', task {large}, which asks for {format_size(asked_bytes)}")
+    why = _refusal(story, client, large)
+    story.say(f"mass task why {large} says: {why}")
+    story.watch(HOG_SECONDS)
+    return large, why
 
 
 def _spec(name: str, request_mib: int, *command: str, key: str = "") -> types_pb2.TaskSpec:

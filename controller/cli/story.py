@@ -49,9 +49,9 @@ class Seen:
 
     tasks: dict[str, Life] = field(default_factory=dict)  # by the id that people read
     running_max: dict[str, int] = field(default_factory=dict)  # tasks of a name at once
+    nodes: dict[str, str] = field(default_factory=dict)  # the state of each
     alerts: dict[str, list[str]] = field(default_factory=dict)  # states by name, in order
     reloads: list[str] = field(default_factory=list)
-    dropped: bool = False
 
     def named(self, name: str) -> list[Life]:
         """Return what was seen of all tasks of a name."""
@@ -64,6 +64,7 @@ class Seen:
             case "TASK_STATE":
                 return self._take_task(event)
             case "NODE_STATE":
+                self.nodes[details["node_id"]] = details["state"]
                 return event.text if details["state"] != "JOINING" else ""
             case "ALERT":
                 self.alerts.setdefault(details["alert"], []).append(details["state"])
@@ -71,8 +72,6 @@ class Seen:
             case "CONFIGURATION":
                 self.reloads.append(details["state"])
                 return f"the controller has read its rules again: {event.text}"
-            case "DROPPED":
-                self.dropped = True
         return event.text
 
     def _take_task(self, event: Event) -> str:

@@ -101,7 +101,7 @@ def test_story_counts_how_many_of_a_name_run_at_once() -> None:
 @pytest.mark.parametrize(
     ("happened", "sentence"),
     [
-        (event(1, "NODE_STATE", "node n1 has connected", state="JOINING"), ""),
+        (event(1, "NODE_STATE", "node n1 has connected", node_id="n1", state="JOINING"), ""),
         (READY, "node n1 is ready"),
         (
             event(1, "CONFIGURATION", "reloaded rules=2", state="RELOADED"),

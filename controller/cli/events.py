@@ -27,7 +27,8 @@ def events(
         bool, typer.Option("-f", "--follow", help="Go on with each new one until Ctrl-C.")
     ] = False,
     last: Annotated[
-        int, typer.Option("--last", min=0, help="How many of the kept ones; 0 means all.")
+        int,
+        typer.Option("--last", metavar="N", min=0, help="How many of the kept ones; 0 means all."),
     ] = LAST_DEFAULT,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,

@@ -27,7 +27,7 @@ HttpOption = Annotated[
     typer.Option(
         "--http",
         metavar="HOST:PORT",
-        help=f"Where page, metrics and health are. [{DEFAULT_HTTP_ADDRESS}]",
+        help=f"Where /health answers. [{DEFAULT_HTTP_ADDRESS}]",
     ),
 ]
 DataOption = Annotated[
@@ -41,10 +41,12 @@ WebhookOption = Annotated[
     str | None, typer.Option("--webhook", metavar="URL", help="Where alerts are sent.")
 ]
 NodesMaxOption = Annotated[
-    int | None, typer.Option("--nodes-max", help="How many nodes the pool is sized for. [1000]")
+    int | None,
+    typer.Option("--nodes-max", metavar="N", help="How many nodes the pool is sized for. [1000]"),
 ]
 TasksRunningMaxOption = Annotated[
-    int | None, typer.Option("--tasks-running-max", help="The same for running tasks. [1000]")
+    int | None,
+    typer.Option("--tasks-running-max", metavar="N", help="The same for running tasks. [1000]"),
 ]
 PoolOption = Annotated[
     str | None, typer.Option("--pool", metavar="SIZE", help="The pool. [derived from the bounds]")
@@ -58,7 +60,9 @@ HistoryAgeOption = Annotated[
 ]
 HistoryTasksMaxOption = Annotated[
     int | None,
-    typer.Option("--history-tasks-max", help="How many ended tasks are kept. [1000000]"),
+    typer.Option(
+        "--history-tasks-max", metavar="N", help="How many ended tasks are kept. [1000000]"
+    ),
 ]
 SampleIntervalOption = Annotated[
     str | None,
@@ -124,11 +128,13 @@ def dev(
     rules: RulesOption = None,
     webhook: WebhookOption = None,
     nodes_max: NodesMaxOption = None,
-    name: Annotated[str | None, typer.Option("--name", help="The node. [this host]")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The node. [this host]")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="What the node may promise.")
     ] = None,
-    cpus: Annotated[float | None, typer.Option("--cpus", help="Its cores.")] = None,
+    cpus: Annotated[float | None, typer.Option("--cpus", metavar="N", help="Its cores.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a picture.")] = False,
 ) -> None:
     """Run a controller and an agent on this machine and show what they do; Ctrl-C ends both."""

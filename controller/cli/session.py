@@ -119,6 +119,7 @@ def new_group(help_text: str, completion: bool = False) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=completion,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 
 

@@ -39,20 +39,25 @@ MemOption = Annotated[
 MemLimitOption = Annotated[
     str | None, typer.Option("--mem-limit", metavar="SIZE", help="Hard limit, never raised.")
 ]
-CpusOption = Annotated[float | None, typer.Option("-c", "--cpus", help="Cores it occupies. [1]")]
+CpusOption = Annotated[
+    float | None, typer.Option("-c", "--cpus", metavar="N", help="Cores it occupies. [1]")
+]
 NameOption = Annotated[
-    str | None, typer.Option("-n", "--name", help="What people call it. [the command's name]")
+    str | None,
+    typer.Option("-n", "--name", metavar="NAME", help="What people call it. [the command's name]"),
 ]
 CategoryOption = Annotated[
-    str | None, typer.Option("--category", help="Tasks that need alike. [the name]")
+    str | None, typer.Option("--category", metavar="NAME", help="Tasks that need alike. [the name]")
 ]
-PriorityOption = Annotated[int | None, typer.Option("--priority", help="Higher goes first. [0]")]
+PriorityOption = Annotated[
+    int | None, typer.Option("--priority", metavar="N", help="Higher goes first. [0]")
+]
 TimeOption = Annotated[
     str | None,
     typer.Option("-t", "--time", metavar="TIME", help="Longest run: 90s, 10m, 1h30m, D-HH:MM:SS."),
 ]
 RetriesOption = Annotated[
-    int | None, typer.Option("--retries", help="Repeat it so often when it fails. [0]")
+    int | None, typer.Option("--retries", metavar="N", help="Repeat it so often when it fails. [0]")
 ]
 NoRequeueOption = Annotated[
     bool, typer.Option("--no-requeue", help="Never run it again when its node is lost.")

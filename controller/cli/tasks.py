@@ -35,7 +35,6 @@ app = new_group("Look at tasks, wait for them, read their output, cancel them, a
 ALL = 2**31 - 1
 
 
-
 class TaskOrder(StrEnum):
     """What a list of tasks is sorted by."""
 
@@ -53,9 +52,12 @@ SomeIdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[ID...]", help="Task ids: 12, 1-5,7 or last; or --name, --state."),
 ]
-ByNameOption = Annotated[str, typer.Option("-n", "--name", help="Those with this name.")]
+ByNameOption = Annotated[
+    str, typer.Option("-n", "--name", metavar="NAME", help="Those with this name.")
+]
 ByStateOption = Annotated[
-    list[str] | None, typer.Option("--state", help="Those in this state; repeatable.")
+    list[str] | None,
+    typer.Option("--state", metavar="STATE", help="Those in this state; repeatable."),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A task id, or last.")]
 
@@ -63,10 +65,13 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A task id, or las
 @app.command("list")
 def list_tasks(
     state: Annotated[
-        list[str] | None, typer.Option("--state", help="Only this state; repeatable.")
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only this state; repeatable."),
     ] = None,
-    name: Annotated[str, typer.Option("-n", "--name", help="Only with this name.")] = "",
-    user: Annotated[str, typer.Option("--user", help="Only of this user.")] = "",
+    name: Annotated[
+        str, typer.Option("-n", "--name", metavar="NAME", help="Only with this name.")
+    ] = "",
+    user: Annotated[str, typer.Option("--user", metavar="USER", help="Only of this user.")] = "",
     array: Annotated[str, typer.Option("--array", metavar="ID", help="Only its elements.")] = "",
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Only submitted in the last: 2h.")
@@ -74,7 +79,9 @@ def list_tasks(
     sort: Annotated[
         TaskOrder, typer.Option("--sort", help="In which order; the highest first.")
     ] = TaskOrder.ID,
-    count: Annotated[int, typer.Option("--limit", min=0, help="How many; 0 means all.")] = 100,
+    count: Annotated[
+        int, typer.Option("--limit", metavar="N", min=0, help="How many; 0 means all.")
+    ] = 100,
     controller: ControllerOption = CONTROLLER_DEFAULT,
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
@@ -152,7 +159,7 @@ def cancel_tasks(
     name: ByNameOption = "",
     state: ByStateOption = None,
     grace: Annotated[
-        str | None, typer.Option("--grace", help="From SIGTERM to SIGKILL. [10s]")
+        str | None, typer.Option("--grace", metavar="TIME", help="From SIGTERM to SIGKILL. [10s]")
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
     controller: ControllerOption = CONTROLLER_DEFAULT,
@@ -180,7 +187,9 @@ def show_logs(
     only_stderr: Annotated[
         bool, typer.Option("--stderr", help="Only standard error, on stdout.")
     ] = False,
-    attempt: Annotated[int, typer.Option("--attempt", min=0, help="Which attempt. [latest]")] = 0,
+    attempt: Annotated[
+        int, typer.Option("--attempt", metavar="N", min=0, help="Which attempt. [latest]")
+    ] = 0,
     tail: Annotated[
         str | None, typer.Option("--tail", metavar="SIZE", help="Only the last part: 64KiB.")
     ] = None,

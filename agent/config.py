@@ -15,8 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.configfile import FileRefused, Value, is_there, read_file
+from mass.configfile import Entry, is_there, read_file
+from mass.errors import InvalidValue
+
 from agent.metrics import INTERVAL_DEFAULT_NS, METRICS_MAX, NAME, MetricCommand
+
+Value = str | int | float | bool | list[str]
 
 DEFAULT_FILE = Path("/etc/mass/agent.toml")
 FILE_VARIABLE = "MASS_AGENT_CONFIG"
@@ -35,6 +39,13 @@ KEYS: dict[str, tuple[type, ...]] = {
     "label": (list,),
     "gpus": (int,),
     "insecure": (bool,),
+}
+_TYPE_WORDS = {
+    str: "text in quotes",
+    int: "a number",
+    float: "a fraction",
+    bool: "true or false",
+    list: 'a list such as ["a", "b"]',
 }
 # Beside the usual variable: what the command line tools read.
 OTHER_VARIABLES = {"controller": "MASS_CONTROLLER"}
@@ -177,8 +188,8 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     try:
         file = Path(named) if named else DEFAULT_FILE if is_there(DEFAULT_FILE) else None
         in_file = {} if file is None else read_file(file, KEYS)
-    except FileRefused as error:
-        raise SettingRefused(str(error)) from error
+    except InvalidValue as error:
+        raise SettingRefused(error.message) from error
     folder = Path() if file is None else file.absolute().parent
     given = _given(vars(chosen), environment, in_file, folder)
 
@@ -209,7 +220,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
 def _given(
     flags: Mapping[str, Value | None],
     environment: Mapping[str, str],
-    in_file: Mapping[str, tuple[Value, str]],
+    in_file: Mapping[str, Entry],
     folder: Path,
 ) -> dict[str, Given]:
     """Return what was written for each key, by whoever stands above the others."""
@@ -223,9 +234,21 @@ def _given(
         elif variable is not None:
             given[key] = Given(environment[variable], variable, variable)
         elif key in in_file:
-            value, place = in_file[key]
-            given[key] = Given(value, f"{place}: {key}", place, folder)
+            place = in_file[key].place
+            given[key] = Given(_typed(key, in_file[key]), f"{place}: {key}", place, folder)
     return given
+
+
+def _typed(key: str, entry: Entry) -> Value:
+    """Return the value of a file's key, which must have one of the key's types."""
+    value = entry.value
+    is_texts = not isinstance(value, list) or all(type(item) is str for item in value)
+    # By the exact type, as a truth value is a whole number to isinstance.
+    if type(value) not in KEYS[key] or not is_texts:
+        wanted = " or ".join(_TYPE_WORDS[kind] for kind in KEYS[key])
+        raise SettingRefused(f"{entry.place}: {key} {value!r} is not {wanted}")
+    assert isinstance(value, str | int | float | list)
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:

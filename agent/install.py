@@ -10,8 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mass.configfile import dump
+
 from agent.config import SettingRefused, read_config
-from agent.configfile import dump
 
 UNIT = "mass-agent.service"
 SYSTEM_FOLDER = Path("/etc/systemd/system")

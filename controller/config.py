@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from controller.configfile import is_there, read_file
+from mass.configfile import is_there, read_file
+from mass.errors import InvalidValue
+
 from controller.configvalues import (
     Given,
     is_loopback,
@@ -173,10 +175,7 @@ def load_config(
     Raises:
         InvalidRequest: names the place, the value and the bound.
     """
-    chosen = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
-    if chosen is None and is_there(DEFAULT_FILE):
-        chosen = DEFAULT_FILE
-    in_file = {} if chosen is None else read_file(chosen, [s.key for s in SETTINGS])
+    chosen, in_file = _read(file, environment)
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     for setting in SETTINGS:
@@ -189,6 +188,29 @@ def load_config(
         origins["data"] = STATE_VARIABLE
     settings = replace(Settings(), **values)  # type: ignore[arg-type]  # each was read as its type
     return Config(_check(settings, origins), origins, chosen)
+
+
+def _read(
+    file: Path | None, environment: Mapping[str, str]
+) -> tuple[Path | None, dict[str, Given]]:
+    """Return the file that counts, if there is one, and what it says by key.
+
+    Relative paths in it are relative to its folder.
+    """
+    chosen = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
+    try:
+        if chosen is None and is_there(DEFAULT_FILE):
+            chosen = DEFAULT_FILE
+        if chosen is None:
+            return None, {}
+        entries = read_file(chosen, [setting.key for setting in SETTINGS])
+    except InvalidValue as error:
+        raise InvalidRequest(error.message, **error.details) from error
+    folder = chosen.absolute().parent
+    return chosen, {
+        key: Given(entry.value, f"{entry.place}: {key}", entry.place, folder=folder)
+        for key, entry in entries.items()
+    }
 
 
 def _given(

@@ -6,10 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from mass.configfile import FILE_BYTES_MAX, dump
 
 from controller import config
 from controller.config import SETTINGS, Config, Settings, changed_keys, load_config
-from controller.configfile import FILE_BYTES_MAX, dump
 from controller.core.errors import InvalidRequest
 
 DAY_NS = 24 * 3_600 * 1_000_000_000

@@ -23,9 +23,16 @@ class MassClientError(Exception):
 
 
 class InvalidValue(MassClientError, ValueError):
-    """A value that cannot be, refused before the controller was asked; do not repeat it."""
+    """A value that cannot be, refused before the controller was asked; do not repeat it.
+
+    `details` are the words of its sentence that a program may want, as text.
+    """
 
     reason = "INVALID_VALUE"
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.details = {key: str(value) for key, value in details.items()}
 
 
 class Unreachable(MassClientError):

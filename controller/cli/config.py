@@ -54,8 +54,9 @@ def check_config(file: FileArgument = None, output: OutputOption = OutputFormat.
 def dump_config(file: FileArgument = None, output: OutputOption = OutputFormat.TABLE) -> None:
     """Print every setting, its value and where that is from, in the form of a file."""
     with open_session(output=output) as session:
+        from mass.configfile import dump
+
         from controller.config import load_config
-        from controller.configfile import dump
 
         shown = load_config({}, os.environ, file).shown()
         if session.json:

@@ -6,10 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from mass.configfile import FILE_BYTES_MAX
 
 from agent import config
 from agent.config import KEYS, SettingRefused, parse_settings, read_config
-from agent.configfile import FILE_BYTES_MAX
 from agent.install import show_config
 from agent.main import EXIT_OK, EXIT_REFUSED, main
 

@@ -1,58 +1,62 @@
 """Reads a configuration file: flat TOML, in which a key that is not known is an error.
 
-tomllib does not say where a key stood; the line is found again in the text, for the messages.
+Owns the file of the controller and that of the agent; what a value means is theirs to say. tomllib
+does not say where a key stood; the line is found again in the text, for the messages.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from controller.configvalues import Given
-from controller.core.errors import InvalidRequest
-from controller.core.expression_text import did_you_mean
+from mass.errors import InvalidValue
 
 FILE_BYTES_MAX = 1 << 20
 
 
-def read_file(path: Path, keys: Collection[str]) -> dict[str, Given]:
-    """Return what a file says, by key. Relative paths in it are relative to its folder.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value as TOML has it, and FILE:LINE where it stands."""
+
+    value: object
+    place: str
+
+
+def read_file(path: Path, keys: Collection[str]) -> dict[str, Entry]:
+    """Return what a file says, by key.
 
     Raises:
-        InvalidRequest: it cannot be read, is too large or no TOML, or has a key not in `keys`.
+        InvalidValue: it cannot be read, is too large or no TOML, or has a key not in `keys`.
     """
     text = _text(path)
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidRequest(f"{path}: {error}") from None
+        raise InvalidValue(f"{path}: {error}") from None
     except RecursionError:
-        raise InvalidRequest(f"{path}: the brackets are nested too deep") from None
+        raise InvalidValue(f"{path}: the brackets are nested too deep") from None
     for key in found:
         if key not in keys:
-            raise InvalidRequest(
-                f"{_place(path, text, key)}: unknown key '{key}'{did_you_mean(key, keys)}", key=key
-            )
-    given = {}
-    for key, value in found.items():
-        place = _place(path, text, key)
-        given[key] = Given(value, f"{place}: {key}", place, folder=path.absolute().parent)
-    return given
+            place = _place(path, text, key)
+            raise InvalidValue(f"{place}: unknown key '{key}'{_hint(key, keys)}", key=key)
+    return {key: Entry(value, _place(path, text, key)) for key, value in found.items()}
 
 
 def is_there(path: Path) -> bool:
     """Say whether a file is there.
 
     Raises:
-        InvalidRequest: its folder may not be looked into; not to know is not "no".
+        InvalidValue: its folder may not be looked into; not to know is not "no".
     """
     try:
         return path.exists()
     except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be looked for: {error.strerror}") from None
+        raise InvalidValue(f"{path}: cannot be looked for: {error.strerror}") from None
 
 
 def dump(shown: Mapping[str, tuple[object, str]]) -> str:
@@ -73,14 +77,21 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise InvalidRequest(f"{path}: the file cannot be read: {error.strerror}") from None
+        raise InvalidValue(f"{path}: the file cannot be read: {error.strerror}") from None
     if len(data) > FILE_BYTES_MAX:
-        raise InvalidRequest(f"{path}: the file is larger than {FILE_BYTES_MAX:,} bytes")
+        raise InvalidValue(f"{path}: the file is larger than {FILE_BYTES_MAX:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidRequest(f"{path}:{line}: the text is not UTF-8") from None
+        raise InvalidValue(f"{path}:{line}: the text is not UTF-8") from None
+
+
+def _hint(key: str, keys: Collection[str]) -> str:
+    same = [known for known in keys if known == key.lower()]
+    # A key of any length would make difflib slow; what is typed by hand is short.
+    near = same or difflib.get_close_matches(key[:64], keys, n=1)
+    return f" - did you mean '{near[0]}'?" if near else ""
 
 
 def _place(path: Path, text: str, key: str) -> str:

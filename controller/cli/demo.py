@@ -37,6 +37,7 @@ ELEMENTS, AT_ONCE = 6, 2
 AVAILABLE_MIN_BYTES = 2048 * MIB
 PROMISE_MIN_BYTES = 1024 * MIB
 NOTICE_SECONDS, TRIES_MAX = 5.0, 3  # for the alert; other programs may spoil a try
+SETTLE_SECONDS = 1.5  # until the memory of an ended program is measured as free
 HOG_SECONDS = 2.0  # how long it stays when all about it is told
 HOG_MIN_BYTES, HOG_MAX_BYTES = 400 * MIB, 1024 * MIB
 ALERT = "ForeignMemory"
@@ -222,6 +223,7 @@ def _foreign_memory(story: Story, client: Client, controller: Child, rules: Path
                 break
         # The bound was measured while others used more: it cannot be passed any more.
         story.say("other programs have freed memory meanwhile; once more, from what is used now")
+        story.watch(SETTLE_SECONDS)
     else:
         raise NotAsTold(f"alert {ALERT} has not fired: other programs free too much memory")
     story.say("that program has ended and its memory is free again")
@@ -235,10 +237,17 @@ def _foreign_memory(story: Story, client: Client, controller: Child, rules: Path
               ", ".join(alerts)),
         Claim("a task waits for memory that a program outside MASS uses", "foreign_used" in why,
               "told with the numbers, see above" if "foreign_used" in why else why),
-        Claim("it runs when that memory is free again",
-              life.end == "SUCCEEDED" and life.started_at_ns >= freed_at_ns,
-              f"{life.end}, begun {(life.started_at_ns - freed_at_ns) / 1e6:.0f} ms after its end"),
+        Claim("it runs when enough memory is free again", life.end == "SUCCEEDED",
+              f"{life.end}, {_begin(life, freed_at_ns)}"),
     ]  # fmt: skip
+
+
+def _begin(life: Life, freed_at_ns: int) -> str:
+    """Say when the task began, which other programs of the machine may have brought about."""
+    after_ms = (life.started_at_ns - freed_at_ns) / 1e6
+    if after_ms >= 0:
+        return f"begun {after_ms:.0f} ms after that program's end"
+    return f"begun {-after_ms:.0f} ms before that program's end: others freed memory"
 
 
 def _reload_rules(story: Story, controller: Child, rules: Path, bound_mib: int) -> None:

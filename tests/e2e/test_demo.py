@@ -29,9 +29,6 @@ SENTENCES = (
     r"a program that is no task \(process \d+\) takes ",
     r"alert ForeignMemory fires on node demo: programs that are no tasks use ",
     r"mass task why 10 says: asks .* the largest promise is .* foreign_used ",
-    r"that program has ended",
-    r"task 10 \(large\) runs on demo",
-    r"task 10 \(large\) ended SUCCEEDED on demo",
     r"that was all; controller and agent end",
     r"What was told, and what was seen:",
 )
@@ -40,6 +37,13 @@ import sys
 from controller.cli.demo import run_demo
 as_told = run_demo(lambda line: print(line, flush=True), print, agent_entry=(sys.argv[1],))
 sys.exit(not as_told)
+"""
+HOLD = """\
+import sys, time
+block = bytearray(int(sys.argv[1]))
+for at in range(0, len(block), 4096): block[at] = 1
+print("holding", flush=True)
+time.sleep(60)
 """
 
 
@@ -73,6 +77,9 @@ def check_story(out: str) -> None:
     lines = iter(out.splitlines())
     for sentence in SENTENCES:
         assert any(re.search(sentence, line) for line in lines), f"{sentence} is missing in\n{out}"
+    # Other programs of this machine may free enough for it before the one of the story ends.
+    for sentence in (r"that program has ended", r"task 10 \(large\) ended SUCCEEDED on demo"):
+        assert re.search(sentence, out), out
     held = re.findall(r"^(ok|NOT) ", out, re.MULTILINE)
     assert held == ["ok"] * 6, out
     assert re.search(r"ended OUT_OF_MEMORY on demo: outgrew its memory limit", out), out
@@ -113,3 +120,23 @@ def test_interrupted_demonstration_ends_what_it_started(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
     assert left_over(tmp_path) == []
+
+
+def test_demonstration_tries_again_when_others_spoil_its_measure(tmp_path: Path) -> None:
+    ballast = [sys.executable, "-c", HOLD, str(1 << 30)]
+    with (
+        subprocess.Popen(ballast, stdout=subprocess.PIPE) as other,
+        start(tmp_path, "-m", "controller.cli", "demo") as process,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"holding\n"
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "a new rule fires" in line:
+                other.kill()
+        assert process.wait(SECONDS_MAX) == 0, "".join(lines)
+    out = "".join(lines)
+    assert out.count("other programs have freed memory meanwhile; once more") >= 1, out
+    check_story(out)

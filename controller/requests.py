@@ -24,6 +24,7 @@ ENVIRONMENT_RESERVED = "MASS_"
 NAME_DEFAULT_LENGTH_MAX = 60
 ID_DIGITS_MAX = 19
 PATH_LENGTH_MAX = 4_096
+INSTANT_MAX_NS = (1 << 63) - 1
 PREFERENCES = {
     types_pb2.PREFERENCE_SPREAD: Preference.SPREAD,
     types_pb2.PREFERENCE_PACK: Preference.PACK,
@@ -179,6 +180,19 @@ def spec(
             "array.running_max", message.array.running_max, 0, limits.array_elements_max
         ),
     )
+
+
+def planned(message: types_pb2.TaskSpec) -> tuple[types_pb2.TaskSpec, str]:
+    """Return a task to be planned, and what must come before its node, for behind a sentence.
+
+    What it waits for is left out: a key is of a task beside it in a call that nobody has made.
+    """
+    waits, held = bool(message.after), message.hold
+    task = types_pb2.TaskSpec()
+    task.CopyFrom(message)
+    task.ClearField("after")
+    first = ", once all that it waits for has ended" if waits else ""
+    return task, f"{first}, once it is released" if held else first
 
 
 def _names(message: types_pb2.TaskSpec, limits: Limits) -> tuple[str, str]:
@@ -376,6 +390,16 @@ def page_size(asked: int) -> int:
     if asked < 0:
         raise InvalidRequest(f"page_size is {asked}; it must be 0 or more")
     return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def since_ns(request: task_pb2.ListTasksRequest) -> int:
+    """Return the instant from which tasks are listed; 0 for all of them.
+
+    Instants that no store can hold are before or after everything.
+    """
+    # By hand: Timestamp.ToNanoseconds raises ValueError beyond the year 9999.
+    instant_ns = request.since.seconds * SECOND_NS + request.since.nanos
+    return min(max(0, instant_ns), INSTANT_MAX_NS)
 
 
 def states(values: list[int]) -> frozenset[TaskState]:

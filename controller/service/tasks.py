@@ -92,7 +92,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             states=requests.states(list(request.states)),
             name=request.name,
             user=request.user,
-            since_ns=request.since.ToNanoseconds() if request.HasField("since") else 0,
+            since_ns=requests.since_ns(request),
             array_id=requests.task_id(request.array_id) if request.array_id else 0,
         )
         found = await self._engine.store.tasks(before_id=before, limit=size, wanted=wanted)
@@ -168,20 +168,28 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         event = TasksControlled(self._engine.now_ns(), tuple(ids), action, request.priority)
         refused = await self._engine.ask(event)
         assert isinstance(refused, tuple)
-        tasks = [self._view(task) for task in await self._all(ids)]
-        return task_pb2.ControlTasksResponse(tasks=tasks, refused=refused)
+        tasks = await self._all(ids)
+        return task_pb2.ControlTasksResponse(
+            tasks=[self._view(task) for task in tasks],
+            # The core has forgotten what it calls an ended task by: 12_3 for an element.
+            refused=[
+                f"task {task.label} has ended" if why and task.ended else why
+                for task, why in zip(tasks, refused, strict=True)
+            ],
+        )
 
     @answers
     async def PlanTask(  # noqa: N802
         self, request: task_pb2.PlanTaskRequest, context: Any
     ) -> task_pb2.PlanTaskResponse:
         """Say where a task would go now; nothing is queued."""
-        spec = requests.spec(request.task, self._cluster.limits)
+        task, first = requests.planned(request.task)
+        spec = requests.spec(task, self._cluster.limits)
         plan = explain.plan(self._cluster, self._engine.scheduler.displayed, spec)
         return task_pb2.PlanTaskResponse(
             node_id=plan.node_id,
             reason_code=plan.code,
-            reason=plan.reason,
+            reason=plan.reason + first,
             refusals=[views.refusal_view(refusal) for refusal in plan.refusals],
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from mass.v1 import agent_pb2, agent_pb2_grpc, task_pb2_grpc
+from mass.v1 import agent_pb2, agent_pb2_grpc, node_pb2, node_pb2_grpc, task_pb2_grpc
 from support.stores import MemoryStore
 
 from allocator.pool import Pool
@@ -145,6 +145,21 @@ def sample(**fields: Any) -> agent_pb2.AgentMessage:
     return agent_pb2.AgentMessage(
         samples=agent_pb2.SampleBatch(samples=[agent_pb2.Sample(**{**good, **fields})])
     )
+
+
+async def joined_ready(
+    served: Served, *, memory: agent_pb2.AgentMessage | None = None, **fields: Any
+) -> Stream:
+    """Return the stream of a node that takes tasks; `memory` is its first sample."""
+    stream = await served.join(**fields)
+    await stream.write(memory or sample())
+    nodes: Any = node_pb2_grpc.NodeServiceStub(served.channel)
+    request = node_pb2.GetNodeRequest(id=fields.get("node_id", "node-1"))
+    async with asyncio.timeout(5):
+        # A cycle has seen the sample when it says what the node can promise.
+        while (await nodes.GetNode(request)).node.memory_promise_bytes == 0:
+            await asyncio.sleep(0.005)
+    return stream
 
 
 @asynccontextmanager

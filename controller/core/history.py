@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 import numpy as np
-from allocator.pool import Pool
 
+from allocator.pool import Pool
 from allocator.series import Series, WindowFunction
 from controller.core.expressions import Window
 from controller.core.limits import Limits

@@ -35,6 +35,9 @@ SAMPLING = wire.Sampling(SECOND_NS, 10 * SECOND_NS)
 QUIET = Sample(0, MemoryReading(16 * GIB, 12 * GIB, GIB, 0), cpu_percent=10.0, tasks={(1, 1): GIB})
 
 
+NO_METRICS: Mapping[str, float] = {}
+
+
 class StillSampler(Sampler):
     """Reads a machine whose memory moves only when the test says so."""
 
@@ -48,7 +51,7 @@ class StillSampler(Sampler):
         monotonic_ns: int,
         tasks: Mapping[Key, int],
         oom_kills: int,
-        custom: Mapping[str, float],
+        custom: Mapping[str, float] = NO_METRICS,
     ) -> Sample:
         if not self.readable:
             raise MemoryUnreadable("gone")

@@ -87,13 +87,16 @@ def on_node_forgotten(cluster: Cluster, event: NodeForgotten) -> Commands:
     if record.stream is not None:
         raise Conflict(f"node '{event.node_id}' is connected; stop its agent first")
     if record.task_ids:
-        raise Conflict(
-            f"node '{event.node_id}' still has {len(record.task_ids)} tasks; wait until they are"
-            " given up, or cancel them"
-        )
+        count = len(record.task_ids)
+        rest = "task; wait until it is given up, or cancel it"
+        if count > 1:
+            rest = "tasks; wait until they are given up, or cancel them"
+        raise Conflict(f"node '{event.node_id}' still has {count} {rest}")
     if record.reservation_ids:
-        numbers = ", ".join(map(str, sorted(record.reservation_ids)))
-        raise Conflict(f"node '{event.node_id}' still has the reservations {numbers}")
+        numbers = sorted(record.reservation_ids)
+        noun = "reservation" if len(numbers) == 1 else "reservations"
+        shown = ", ".join(map(str, numbers))
+        raise Conflict(f"node '{event.node_id}' still has the {noun} {shown}")
     cluster.remove_node(event.node_id)
     commands: Commands = [ForgetNode(event.node_id)]
     for change in cluster.alerts.forget(record.slot, event.at_ns):

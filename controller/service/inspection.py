@@ -57,7 +57,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.CordonNodeRequest, context: Any
     ) -> node_pb2.CordonNodeResponse:
         """Keep new tasks off a node."""
-        _check_words("reason", request.reason, REASON_LENGTH_MAX)
+        self._check(request)
         now_ns = self._engine.now_ns()
         await self._engine.ask(NodeCordoned(now_ns, request.id, request.reason, request.user))
         return node_pb2.CordonNodeResponse(node=self._view(self._find(request.id)))
@@ -67,6 +67,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.UncordonNodeRequest, context: Any
     ) -> node_pb2.UncordonNodeResponse:
         """Let new tasks onto a node again."""
+        _check_words("user", request.user, self._engine.cluster.limits.name_length_max)
         await self._engine.ask(NodeUncordoned(self._engine.now_ns(), request.id, request.user))
         return node_pb2.UncordonNodeResponse(node=self._view(self._find(request.id)))
 
@@ -75,7 +76,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request: node_pb2.DrainNodeRequest, context: Any
     ) -> node_pb2.DrainNodeResponse:
         """Keep new tasks off a node and wait for those it has."""
-        _check_words("reason", request.reason, REASON_LENGTH_MAX)
+        self._check(request)
         now_ns = self._engine.now_ns()
         deadline_ns = 0
         if request.HasField("deadline"):
@@ -98,6 +99,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         """Remove a node that is gone."""
         await self._engine.ask(NodeForgotten(self._engine.now_ns(), request.id))
         return node_pb2.ForgetNodeResponse()
+
+    def _check(self, request: node_pb2.CordonNodeRequest | node_pb2.DrainNodeRequest) -> None:
+        _check_words("reason", request.reason, REASON_LENGTH_MAX)
+        _check_words("user", request.user, self._engine.cluster.limits.name_length_max)
 
     def _find(self, node_id: str) -> NodeRecord:
         record = self._engine.cluster.nodes.get(node_id)

@@ -60,12 +60,6 @@ def _reservation_kept(cluster: Cluster, task_id: int) -> None:
         _release(cluster, task_id)
 
 
-def _every_hello_believed(cluster: Cluster, now_ns: int) -> list[Command]:
-    for node_id in cluster.unsettled:
-        cluster.nodes[node_id].sampled = True
-    return _settle(cluster, now_ns)
-
-
 def _nothing_recovered(lifecycle: Lifecycle, ended: object) -> None:
     """Forget the ends that an earlier agent kept."""
 
@@ -85,7 +79,6 @@ FAULTS: dict[str, Fault] = {
     ),
     "the answer to a submit is not saved": (Scheduler, "handle", _submission_not_saved),
     "a reservation is not released": (Cluster, "release", _reservation_kept),
-    "a late hello is believed": (node_events, "settle", _every_hello_believed),
     "attempts are given up before their lease": (
         node_events,
         "_lost_after_ns",

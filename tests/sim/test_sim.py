@@ -23,7 +23,6 @@ TESTS = Path(__file__).resolve().parent.parent
 # Where faults were noticed that few seeds notice: the search begins there, to be short mostly.
 NOTICED = {
     "an old attempt's report passes the fence": 6,
-    "a late hello is believed": 204,
     "attempts are given up before their lease": 7,
     "the agent does not watch its lease": 7,
     "the next agent process gets the acknowledgements of the last": 39,

@@ -216,8 +216,12 @@ class Cluster:
         def ready() -> bool:
             for name in wanted:
                 assert self.agents[name].is_running(), self.logs()
-            nodes = self.client.nodes()
-            return wanted <= {n.id for n in nodes if n.state == types_pb2.NODE_STATE_READY}
+            # A node is ready at its first sample; what it promises comes with the cycle behind it.
+            return wanted <= {
+                node.id
+                for node in self.client.nodes()
+                if node.state == types_pb2.NODE_STATE_READY and node.memory_promise_bytes > 0
+            }
 
         self.until(ready, f"{', '.join(sorted(wanted))} ready")
 

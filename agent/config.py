@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mass.configfile import Entry, is_there, read_file
 from mass.errors import InvalidValue
+from mass.units import SECOND_NS, duration_ns, size_bytes
 
 from agent.metrics import INTERVAL_DEFAULT_NS, METRICS_MAX, NAME, MetricCommand
 
@@ -50,13 +51,11 @@ _TYPE_WORDS = {
 # Beside the usual variable: what the command line tools read.
 OTHER_VARIABLES = {"controller": "MASS_CONTROLLER"}
 CONTROLLER_DEFAULT = "127.0.0.1:7461"
-SECOND_NS = 1_000_000_000
 SAMPLE_MIN_NS = 50_000_000
 SAMPLE_MAX_NS = 60 * SECOND_NS
 METRIC_INTERVAL_MIN_NS = SECOND_NS
 METRIC_INTERVAL_MAX_NS = 3_600 * SECOND_NS
 MEMORY_MIN_BYTES = 16 << 20
-MEMORY_MAX_BYTES = 1 << 50
 CPUS_MAX = 4096.0
 GPUS_MAX = 1_024
 LABELS_MAX = 64
@@ -65,16 +64,6 @@ NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}", re.ASCII)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?B?)", re.IGNORECASE)
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_EXPONENTS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_DURATION_UNITS_NS = {
-    "ms": 1_000_000,
-    "s": SECOND_NS,
-    "m": 60 * SECOND_NS,
-    "h": 3_600 * SECOND_NS,
-    "d": 86_400 * SECOND_NS,
-}
 
 
 class SettingRefused(Exception):
@@ -96,38 +85,6 @@ class Settings:
     metric_interval_ns: int = INTERVAL_DEFAULT_NS
     labels: tuple[tuple[str, str], ...] = ()
     gpus: int | None = None  # None: those that the driver shows
-
-
-def parse_size(text: str) -> int:
-    """Return bytes: G, Gi and GiB are 2^30, GB is 10^9, the same for K, M and T.
-
-    Raises:
-        SettingRefused: no unit, an unknown one, or no number.
-    """
-    text = text.strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        raise SettingRefused(f"{text!r} has no unit; write for example {text}GiB or {text}MiB")
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise SettingRefused(f"{text!r} is no size; write for example 512MiB or 8GiB")
-    number, prefix, suffix = match.groups()
-    base = 1000 if suffix.upper() == "B" else 1024
-    return int(float(number) * base ** _EXPONENTS[prefix.upper()])
-
-
-def parse_duration(text: str) -> int:
-    """Return nanoseconds of a duration such as 500ms, 1s, 10m or 1h30m.
-
-    Raises:
-        SettingRefused: no unit, an unknown one, or no number.
-    """
-    text = text.strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        raise SettingRefused(f"{text!r} has no unit; write for example {text}s or {text}m")
-    parts = _DURATION_PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SettingRefused(f"{text!r} is no duration; write for example 500ms, 10m or 1h30m")
-    return round(sum(float(number) * _DURATION_UNITS_NS[unit] for number, unit in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +164,18 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
         work_dir=_path(given["work_dir"]) if text("work_dir") else _work_dir(name, environment),
         memory_capacity_bytes=_memory(given["memory"]) if "memory" in given else None,
         cpus=_cpus(given["cpus"]) if "cpus" in given else None,
-        sample_interval_ns=_sample(given["sample"]) if "sample" in given else None,
+        sample_interval_ns=_interval(given["sample"], SAMPLE_MIN_NS, SAMPLE_MAX_NS)
+        if "sample" in given
+        else None,
         labels=_labels(given["label"]) if "label" in given else (),
         gpus=_gpus(given["gpus"]) if "gpus" in given else None,
         metrics=_metrics(given["metric"]) if "metric" in given else (),
         metric_dir=_path(given["metric_dir"]) if text("metric_dir") else None,
-        metric_interval_ns=_metric_interval(given.get("metric_interval")),
+        metric_interval_ns=_interval(
+            given["metric_interval"], METRIC_INTERVAL_MIN_NS, METRIC_INTERVAL_MAX_NS
+        )
+        if "metric_interval" in given
+        else INTERVAL_DEFAULT_NS,
     )
     return Config(settings, given, file)
 
@@ -353,12 +316,9 @@ def _work_dir(name: str, environment: Mapping[str, str]) -> Path:
 
 def _memory(given: Given) -> int:
     try:
-        size_bytes = parse_size(given.text)
-    except SettingRefused as error:
-        raise SettingRefused(f"{given.name} {error}") from error
-    if not MEMORY_MIN_BYTES <= size_bytes <= MEMORY_MAX_BYTES:
-        raise SettingRefused(f"{given.name} {given.text} must be between 16MiB and 1024TiB")
-    return size_bytes
+        return size_bytes(given.text, given.name, least_bytes=MEMORY_MIN_BYTES)
+    except InvalidValue as error:
+        raise SettingRefused(error.message) from error
 
 
 def _cpus(given: Given) -> float:
@@ -371,14 +331,11 @@ def _cpus(given: Given) -> float:
     return cpus
 
 
-def _sample(given: Given) -> int:
+def _interval(given: Given, least_ns: int, most_ns: int) -> int:
     try:
-        interval_ns = parse_duration(given.text)
-    except SettingRefused as error:
-        raise SettingRefused(f"{given.name} {error}") from error
-    if not SAMPLE_MIN_NS <= interval_ns <= SAMPLE_MAX_NS:
-        raise SettingRefused(f"{given.name} {given.text} must be between 50ms and 1m")
-    return interval_ns
+        return duration_ns(given.text, given.name, least_ns, most_ns)
+    except InvalidValue as error:
+        raise SettingRefused(error.message) from error
 
 
 def _metrics(given: Given) -> tuple[MetricCommand, ...]:
@@ -434,16 +391,3 @@ def _gpus(given: Given) -> int:
 def visible_gpus() -> int:
     """Return how many GPUs the NVIDIA driver of this machine shows."""
     return len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
-
-
-def _metric_interval(given: Given | None) -> int:
-    """Return the time between two rounds, by default a second."""
-    if given is None:
-        return INTERVAL_DEFAULT_NS
-    try:
-        interval_ns = parse_duration(given.text)
-    except SettingRefused as error:
-        raise SettingRefused(f"{given.name} {error}") from error
-    if not METRIC_INTERVAL_MIN_NS <= interval_ns <= METRIC_INTERVAL_MAX_NS:
-        raise SettingRefused(f"{given.name} {given.text} must be between 1s and 1h")
-    return interval_ns

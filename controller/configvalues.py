@@ -11,23 +11,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.core.errors import InvalidRequest
-from controller.core.expression_text import UNITS, duration_ns
-from controller.core.limits import GIB, KIB, MIB, MILLISECOND_NS, MINUTE_NS, SECOND_NS
+from mass.errors import InvalidValue
+from mass.units import duration_ns, duration_text, size_bytes, size_text
 
-SIZE_MAX_BYTES = 1 << 50
+from controller.core.errors import InvalidRequest
+
 SHOWN_LENGTH_MAX = 80  # of a value in a message
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)", re.ASCII)
-_SIZE_UNITS = {unit.lower(): size_bytes for unit, size_bytes in UNITS.items()}
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_DURATIONS = (
-    ("d", 24 * 60 * MINUTE_NS),
-    ("h", 60 * MINUTE_NS),
-    ("m", MINUTE_NS),
-    ("s", SECOND_NS),
-    ("ms", MILLISECOND_NS),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +69,23 @@ def read_boolean(given: Given) -> bool:
 
 
 def read_size(given: Given) -> int:
-    """Return a size in bytes, at most 1 PiB: G, Gi and GiB are 2^30, GB is 10^9."""
-    match = _SIZE.fullmatch(given.value.strip()) if isinstance(given.value, str) else None
-    unit_bytes = _SIZE_UNITS.get(match[2].lower()) if match else None
-    if match is None or unit_bytes is None:
+    """Return a size in bytes, 1 byte to 1 PiB: G, Gi and GiB are 2^30, GB is 10^9."""
+    if not isinstance(given.value, str):
         raise given.error('is no size with a unit; write for example "512MiB" or "2GiB"')
-    size_bytes = int(float(match[1]) * unit_bytes)
-    if not 1 <= size_bytes <= SIZE_MAX_BYTES:
-        raise given.error("is outside 1 byte to 1 PiB")
-    return size_bytes
+    try:
+        return size_bytes(given.value, given.name)
+    except InvalidValue as error:
+        raise InvalidRequest(error.message, key=given.name) from error
 
 
 def read_duration(given: Given, least_ns: int, most_ns: int) -> int:
     """Return a duration in nanoseconds: 500ms, 30s, 1h30m, 30d."""
-    lasting_ns = duration_ns(given.value) if isinstance(given.value, str) else None
-    if lasting_ns is None:
+    if not isinstance(given.value, str):
         raise given.error('is no duration with a unit; write for example "500ms", "1h30m" or "30d"')
-    if not least_ns <= lasting_ns <= most_ns:
-        raise given.error(f"is outside {show_duration(least_ns)} to {show_duration(most_ns)}")
-    return lasting_ns
+    try:
+        return duration_ns(given.value, given.name, least_ns, most_ns)
+    except InvalidValue as error:
+        raise InvalidRequest(error.message, key=given.name) from error
 
 
 def read_path(given: Given) -> Path:
@@ -154,20 +143,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def show_size(size_bytes: object) -> str | None:
+def show_size(value_bytes: object) -> str | None:
     """Return a size as a file has it, exactly; None for 0, which nobody can write."""
-    assert isinstance(size_bytes, int)
-    for unit, unit_bytes in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if size_bytes and size_bytes % unit_bytes == 0:
-            return f"{size_bytes // unit_bytes}{unit}"
-    return f"{size_bytes}B" if size_bytes else None
+    assert isinstance(value_bytes, int)
+    return size_text(value_bytes) if value_bytes else None
 
 
-def show_duration(lasting_ns: object) -> str:
+def show_duration(value_ns: object) -> str:
     """Return a duration as a file has it, in whole milliseconds: `1h30m`."""
-    assert isinstance(lasting_ns, int)
-    parts = []
-    for unit, unit_ns in _DURATIONS:
-        count, lasting_ns = divmod(lasting_ns, unit_ns)
-        parts += [f"{count}{unit}"] if count else []
-    return "".join(parts) or "0s"
+    assert isinstance(value_ns, int)
+    return duration_text(value_ns)

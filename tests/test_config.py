@@ -151,13 +151,16 @@ def test_service_keeps_its_store_where_systemd_says(tmp_path: Path) -> None:
         ("rules = [1]", "FILE:1: rules 1 is no text; write it in quotes"),
         ('webhook = "ftp://x"',
          "FILE:1: webhook: --webhook 'ftp://x' is no http:// or https:// address"),
-        ('pool = "5"', "FILE:1: pool '5' is no size with a unit; write for example"
+        ("pool = 5", "FILE:1: pool 5 is no size with a unit; write for example"
          ' "512MiB" or "2GiB"'),
-        ('pool = "2000TiB"', "FILE:1: pool '2000TiB' is outside 1 byte to 1 PiB"),
-        ('history_age = "30"', "FILE:1: history_age '30' is no duration with a unit; write for"
+        ('pool = "5"', "FILE:1: pool '5' has no unit; write 5MiB or 5MB"),
+        ('pool = "2000TiB"', "FILE:1: pool '2000TiB' must be between 1B and 1PiB"),
+        ("history_age = 30", "FILE:1: history_age 30 is no duration with a unit; write for"
          ' example "500ms", "1h30m" or "30d"'),
-        ('history_age = "1s"', "FILE:1: history_age '1s' is outside 1m to 3650d"),
-        ('sample_interval = "11s"', "FILE:1: sample_interval '11s' is outside 50ms to 10s"),
+        ('history_age = "30"', "FILE:1: history_age '30' has no unit; write 30s or 30m"),
+        ('history_age = "1s"', "FILE:1: history_age '1s' must be between 1m and 3650d"),
+        ('sample_interval = "11s"',
+         "FILE:1: sample_interval '11s' must be between 50ms and 10s"),
     ],
 )  # fmt: skip
 def test_refusal_names_file_line_key_value_and_bound(

@@ -13,7 +13,7 @@ from typing import Any
 
 from mass.v1 import types_pb2
 
-from controller.cli.units import check_size, parse_duration, parse_size
+from controller.cli.units import parse_duration, parse_size
 from controller.core.arrays import array_indexes
 from controller.core.constraint import parse_constraint
 from controller.core.errors import InvalidRequest
@@ -100,10 +100,8 @@ def _command(key: str, value: Value) -> tuple[str, ...]:
 
 
 def _size(key: str, value: Value) -> int:
-    if isinstance(value, str):
+    if isinstance(value, str | int) and not isinstance(value, bool):
         return parse_size(value, "memory" if key == "mem" else "memory limit")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return check_size(value, key, str(value))
     raise InvalidRequest(f'{key} must be text with a unit, "2GiB", or whole bytes')
 
 

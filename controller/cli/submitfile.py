@@ -83,6 +83,8 @@ def _parse_object(line: bytes) -> dict[str, Value]:
         raise InvalidRequest("not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"not JSON: {error.msg} at column {error.colno}") from None
+    except ValueError:  # what Python says to thousands of digits
+        raise InvalidRequest("not a task: a number has too many digits") from None
     except RecursionError:
         raise InvalidRequest("not a task: nested too deeply") from None
     if not isinstance(value, dict):

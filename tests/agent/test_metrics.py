@@ -310,7 +310,7 @@ def test_commands_run_each_second_or_as_asked() -> None:
         (["--metric", "a= "], "--metric 'a= ' must be NAME=COMMAND"),
         (["--metric", "a-b=echo 1"], "--metric 'a-b' must be 1 to 63 letters, digits and '_'"),
         (["--metric", "a=x", "--metric", "a=y"], "--metric a is there twice"),
-        (["--metric-interval", "10ms"], "--metric-interval 10ms must be between 1s and 1h"),
+        (["--metric-interval", "10ms"], "--metric-interval '10ms' must be between 1s and 1h"),
         (["--metric-interval", "10"], "--metric-interval '10' has no unit"),
         (
             [word for number in range(33) for word in ("--metric", f"m{number}=echo")],

@@ -208,11 +208,12 @@ def test_waiting_for_many_gives_the_first_code_that_failed(
             "gpus, hold, stdout, stderr, retry-delay",
         ),
         ('{"command": ["a"], "mem": "512"}', "memory '512' has no unit; write 512MiB or 512MB"),
-        ('{"command": ["a"], "mem": 0}', "mem '0' is below the bound of 1 byte"),
+        ('{"command": ["a"], "mem": 0}', "memory '0' must be between 1B and 1PiB"),
         ('{"command": ["a"], "mem": 1.5}', 'mem must be text with a unit, "2GiB", or whole bytes'),
         ('{"command": ["a"], "mem": true}', 'mem must be text with a unit, "2GiB", or whole bytes'),
-        ('{"command": ["a"], "mem": 1125899906842625}', "mem '1125899906842625' is above the bound "
-         "of 1 PiB"),
+        ('{"command": ["a"], "mem": 1125899906842625}', "memory '1125899906842625' must be between "
+         "1B and 1PiB"),
+        ('{"mem": ' + "9" * 5_000 + "}", "not a task: a number has too many digits"),
         ('{"command": ["a"], "cpus": "2"}', "cpus must be a number"),
         ('{"command": ["a"], "cpus": NaN}', "cpus nan must be above 0 and at most 4096"),
         ('{"command": ["a"], "retries": 1.0}', "retries must be a whole number"),

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mass.units import DURATION_NS_MAX, SIZE_BYTES_MAX
 
-from controller.cli.units import (
-    DURATION_MAX_NS,
-    SIZE_MAX_BYTES,
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
-)
+from controller.cli.units import format_duration, format_size, parse_duration, parse_size
 from controller.core.errors import InvalidRequest
 
 
@@ -37,7 +31,7 @@ from controller.core.errors import InvalidRequest
         ("0.1GB", 100_000_000),
         ("7B", 7),
         ("1TiB", 1 << 40),
-        ("1PiB", SIZE_MAX_BYTES),
+        ("1PiB", SIZE_BYTES_MAX),
         ("1PB", 10**15),
     ],
 )
@@ -50,11 +44,11 @@ def test_size_is_read_exactly(text: str, expected: int) -> None:
     [
         ("512", "memory '512' has no unit; write 512MiB or 512MB"),
         ("1.5", "memory '1.5' has no unit; write 1.5MiB or 1.5MB"),
-        ("0GiB", "memory '0GiB' is below the bound of 1 byte"),
-        ("0.1B", "memory '0.1B' is below the bound of 1 byte"),
-        ("-1GiB", "memory '-1GiB' is below the bound of 1 byte"),
-        ("2PiB", "memory '2PiB' is above the bound of 1 PiB"),
-        ("1.2PB", "memory '1.2PB' is above the bound of 1 PiB"),
+        ("0GiB", "memory '0GiB' must be between 1B and 1PiB"),
+        ("0.1B", "memory '0.1B' must be between 1B and 1PiB"),
+        ("-1GiB", "memory '-1GiB' must be between 1B and 1PiB"),
+        ("2PiB", "memory '2PiB' must be between 1B and 1PiB"),
+        ("1.2PB", "memory '1.2PB' must be between 1B and 1PiB"),
         (
             "5XB",
             "memory '5XB' has the unknown unit 'XB'; write KiB, MiB, GiB, TiB "
@@ -109,13 +103,15 @@ NOT_A_DURATION = "write for example 90s, 10m, 1h30m, 01:30:00 or 1-02:03:04"
     [
         ("10", "time '10' has no unit; write 10s or 10m"),
         ("-10", "time '-10' has no unit; write 10s or 10m"),
-        ("0s", "time '0s' must be longer than 0"),
-        ("366d", "time '366d' is above the bound of 365 days"),
+        ("0s", "time '0s' must be above 0 and at most 365d"),
+        ("366d", "time '366d' must be above 0 and at most 365d"),
         ("", f"time '' is not a duration; {NOT_A_DURATION}"),
         ("soon", f"time 'soon' is not a duration; {NOT_A_DURATION}"),
         ("10:00", f"time '10:00' is not a duration; {NOT_A_DURATION}"),
         ("01:60:00", f"time '01:60:00' is not a duration; {NOT_A_DURATION}"),
         ("5m!", f"time '5m!' is not a duration; {NOT_A_DURATION}"),
+        ("30m1h", f"time '30m1h' is not a duration; {NOT_A_DURATION}"),
+        ("1h1h", f"time '1h1h' is not a duration; {NOT_A_DURATION}"),
         ("1y", f"time '1y' is not a duration; {NOT_A_DURATION}"),
     ],
 )
@@ -136,7 +132,7 @@ def test_wrong_duration_is_refused_with_a_sentence(text: str, message: str) -> N
         (256 << 20, "256 MiB"),
         (3 << 29, "1.5 GiB"),
         (-(1 << 30), "-1 GiB"),
-        (SIZE_MAX_BYTES, "1 PiB"),
+        (SIZE_BYTES_MAX, "1 PiB"),
     ],
 )
 def test_size_is_printed_in_binary_units(size_bytes: int, text: str) -> None:
@@ -165,7 +161,7 @@ def test_any_text_is_a_size_within_the_bounds_or_refused(text: str) -> None:
         size_bytes = parse_size(text)
     except InvalidRequest:
         return
-    assert 1 <= size_bytes <= SIZE_MAX_BYTES
+    assert 1 <= size_bytes <= SIZE_BYTES_MAX
 
 
 @given(st.text(alphabet="0123456789.:-smhd ", max_size=60))
@@ -174,10 +170,10 @@ def test_any_text_is_a_duration_within_the_bounds_or_refused(text: str) -> None:
         duration_ns = parse_duration(text)
     except InvalidRequest:
         return
-    assert 1 <= duration_ns <= DURATION_MAX_NS
+    assert 1 <= duration_ns <= DURATION_NS_MAX
 
 
-@given(st.integers(min_value=1, max_value=SIZE_MAX_BYTES // 1024))
+@given(st.integers(min_value=1, max_value=SIZE_BYTES_MAX // 1024))
 def test_printed_size_reads_back_within_its_rounding(kibibytes: int) -> None:
     size_bytes = kibibytes * 1024
     assert abs(parse_size(format_size(size_bytes)) - size_bytes) <= size_bytes * 0.051

@@ -55,7 +55,7 @@ def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ("options", "words"),
     [
         ({"mem": "2"}, "mem '2' has no unit"),
-        ({"mem_limit": 0}, "mem_limit '0' is below the bound of 1 byte"),
+        ({"mem_limit": 0}, "mem_limit '0' must be between 1B and 1PiB"),
         ({"cpus": 0}, "cpus 0 must be above 0"),
         ({"cpus": float("nan")}, "cpus nan must be above 0"),
         ({"priority": 1 << 40}, "the task \\['true'\\] cannot be"),

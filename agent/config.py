@@ -7,7 +7,6 @@ refused with a sentence that names the setting, the value and what would do.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import math
 import re
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mass.address import parse_address
 from mass.configfile import Entry, is_there, read_file
 from mass.errors import InvalidValue
 from mass.units import SECOND_NS, duration_ns, size_bytes
@@ -277,24 +277,17 @@ def _boolean(given: Given | None) -> bool:
 def _check_controller(given: Given | None, insecure: bool) -> None:
     if given is None:
         return
-    host, separator, port = given.text.rpartition(":")
-    if not separator or not host or not port.isdigit() or not 1 <= int(port) <= 65_535:
-        raise SettingRefused(f"{given.name} {given.text!r} must be HOST:PORT, port 1 to 65535")
-    if not insecure and not _is_loopback(given.text):
+    try:
+        address = parse_address(given.text, default_port=None)
+    except InvalidValue as error:
+        raise SettingRefused(
+            f"{given.name} {given.text!r} must be HOST:PORT, port 1 to 65535"
+        ) from error
+    if not insecure and not address.is_loopback:
         raise SettingRefused(
             f"controller {given.text} is on another machine and the connection is not encrypted; "
             "--insecure (insecure = true) allows it where the network can be trusted"
         )
-
-
-def _is_loopback(controller: str) -> bool:
-    host = controller.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: it may be resolved to anything
 
 
 def _path(given: Given) -> Path:

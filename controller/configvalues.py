@@ -6,11 +6,11 @@ it. Text from a flag or a variable may stand for a number; in a file a number is
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mass.address import Address, parse_address
 from mass.errors import InvalidValue
 from mass.units import duration_ns, duration_text, size_bytes, size_text
 
@@ -127,20 +127,18 @@ def split_address(name: str, address: str) -> tuple[str, int]:
     Raises:
         InvalidRequest: it is no such address.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65_535:
-        raise InvalidRequest(f"{name} '{address}' is no HOST:PORT with a port of 0 to 65535")
-    return host.strip("[]"), int(port)
+    try:
+        found = parse_address(address, name, default_port=None, port_min=0)
+    except InvalidValue as error:
+        raise InvalidRequest(
+            f"{name} '{address}' is no HOST:PORT with a port of 0 to 65535"
+        ) from error
+    return found.host, found.port
 
 
 def is_loopback(host: str) -> bool:
     """Say whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return Address(host, 0).is_loopback
 
 
 def show_size(value_bytes: object) -> str | None:

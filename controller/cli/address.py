@@ -1,46 +1,27 @@
-"""Reads the address of a controller.
+"""Reads the address of a controller, as a command line has it.
 
 The rule: without TLS only this machine's own addresses are trusted; another one needs --insecure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from ipaddress import ip_address
+from mass import address as shared
+from mass.address import DEFAULT_ADDRESS, DEFAULT_PORT, Address
+from mass.errors import InvalidValue
 
 from controller.core.errors import InvalidRequest
 
-DEFAULT_PORT = 7461
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "DEFAULT_HTTP_ADDRESS",
+    "DEFAULT_HTTP_PORT",
+    "Address",
+    "parse_address",
+    "trusted_address",
+]
+
 DEFAULT_HTTP_PORT = 7462
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
-DEFAULT_HTTP_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A host name or an IP address, with a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def target(self) -> str:
-        """The address as gRPC reads it."""
-        return str(self)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it can only be this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+DEFAULT_HTTP_ADDRESS = f"127.0.0.1:{DEFAULT_HTTP_PORT}"
 
 
 def parse_address(text: str, what: str = "controller", default_port: int = DEFAULT_PORT) -> Address:
@@ -49,18 +30,10 @@ def parse_address(text: str, what: str = "controller", default_port: int = DEFAU
     Raises:
         InvalidRequest: no host, or a port outside 1 to 65535.
     """
-    host, separator, port_text = text.strip().rpartition(":")
-    if not separator or text.strip().endswith("]"):
-        host, port_text = text.strip(), str(default_port)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host or any(letter in host for letter in "/@ []"):
-        raise InvalidRequest(
-            f"{what} '{text}' is not an address; write HOST:PORT, for example {DEFAULT_ADDRESS}"
-        )
-    if not (port_text.isascii() and port_text.isdigit() and 1 <= int(port_text[:6]) <= 65535):
-        raise InvalidRequest(f"{what} '{text}' has the port '{port_text}'; it must be 1 to 65535")
-    return Address(host, int(port_text))
+    try:
+        return shared.parse_address(text, what, default_port)
+    except InvalidValue as error:
+        raise InvalidRequest(error.message) from error
 
 
 def trusted_address(text: str, insecure: bool) -> Address:

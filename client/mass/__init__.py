@@ -1,7 +1,8 @@
 """The Python face of MASS: submit tasks, wait for them, read their output, run Python calls.
 
 The rule: importing `mass` imports nothing else. Agent and controller import `mass.v1` for its
-messages alone, so the client, and gRPC with it, is loaded when one of its names is first used.
+messages, and what they read alike from `address`, `configfile`, `systemd` and `units`; so the
+client, and gRPC with it, is loaded when one of its names is first used.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mass.address import parse_address
+from mass.address import DEFAULT_ADDRESS, parse_address
 from mass.configfile import Entry, is_there, read_file
 from mass.errors import InvalidValue
 from mass.units import SECOND_NS, duration_ns, size_bytes
@@ -50,7 +50,7 @@ _TYPE_WORDS = {
 }
 # Beside the usual variable: what the command line tools read.
 OTHER_VARIABLES = {"controller": "MASS_CONTROLLER"}
-CONTROLLER_DEFAULT = "127.0.0.1:7461"
+CONTROLLER_DEFAULT = DEFAULT_ADDRESS
 SAMPLE_MIN_NS = 50_000_000
 SAMPLE_MAX_NS = 60 * SECOND_NS
 METRIC_INTERVAL_MIN_NS = SECOND_NS

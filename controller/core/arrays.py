@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from controller.core.errors import InvalidRequest
 from controller.core.model import PLACED_STATES, Task, TaskState
 
-INDEX_MAX = 999_999_999
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 
 

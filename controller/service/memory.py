@@ -67,6 +67,7 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
         """Return a page of reservations by id; the token is the id to go on above."""
         size = requests.page_size(request.page_size)
         above = requests.page_before(request.page_token) or 0
+        await self._engine.settled()
         known = self._cluster.memory_reservations
         ids = sorted(number for number in known if number > above)
         page = ids[:size]

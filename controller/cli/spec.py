@@ -50,10 +50,14 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
             raise InvalidRequest(f"unknown key '{key}'{hint}", key=key)
         field, convert = KEYS[key]
         converted = convert(key, value)
+        if field == "preference" and not value:
+            continue  # a false says nothing, least of all against the other one
         if field in ("time_limit", "retry_delay"):
             durations[field] = converted
         else:
             fields[field] = converted
+    if values.get("spread") and values.get("pack"):
+        raise InvalidRequest("spread and pack exclude each other; leave one out")
     if not fields.get("command"):
         raise InvalidRequest("no command; it is the program and its arguments")
     _check_text(fields)
@@ -84,7 +88,8 @@ def parse_environment(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _check_text(fields: Mapping[str, Value]) -> None:
-    texts = [fields.get(field, "") for field in ("name", "category", "working_directory")]
+    places = ("working_directory", "stdout_path", "stderr_path")
+    texts = [fields.get(field, "") for field in ("name", "category", "constraint", *places)]
     environment = fields.get("environment", {})
     for text in (*fields["command"], *texts, *environment.keys(), *environment.values()):
         try:

@@ -8,7 +8,6 @@ save ends the controller, which loses nothing: the next one begins from what is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -195,16 +194,25 @@ class Engine:
     async def run(self) -> None:
         """Work until `stop`. Raises StoreError when the store cannot save."""
         loop = asyncio.get_running_loop()
-        next_tick_s = loop.time() + TICK_S
         next_prune_s = loop.time() + PRUNE_S
+        ticking = asyncio.create_task(self._tick())
+        try:
+            await self._run_turns(loop, next_prune_s)
+        finally:
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        """Hand in a tick each second, whatever else happens."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._waiting.append((Tick(self.now_ns()), None))
+            self._wake.set()
+
+    async def _run_turns(self, loop: asyncio.AbstractEventLoop, next_prune_s: float) -> None:
         while not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, next_tick_s - loop.time()))
+            # Not by wait_for, whose own task would stand between an event and its turn.
+            await self._wake.wait()
             self._wake.clear()
-            # By the clock, not by the lack of other work: samples alone wake this loop more often.
-            if loop.time() >= next_tick_s:
-                next_tick_s = loop.time() + TICK_S
-                self._waiting.append((Tick(self.now_ns()), None))
             await self._turn()
             self._turned_at_s = loop.time()
             await asyncio.sleep(0)  # whoever waited for the save reads before the next turn

@@ -270,7 +270,7 @@ class Cluster:
                 f" --nodes-max {self.limits.nodes_max}",
                 nodes_max=self.limits.nodes_max,
             )
-        slot = self.with_room(self.history.series.add_node)
+        slot = self.with_room(self.history.add_node)
         record = NodeRecord(node, slot, NodeState.JOINING, now_ns, stream)
         self.nodes[node.id] = record
         self.set_node(record)
@@ -288,7 +288,7 @@ class Cluster:
             names.discard(node_id)
         self.ledger.clear_node(record.slot)
         self.table.clear(record.slot)
-        self.history.series.remove_node(record.slot)
+        self.history.remove_node(record.slot)
         return record
 
     def set_node(self, record: NodeRecord) -> None:

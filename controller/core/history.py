@@ -39,6 +39,17 @@ class History:
         self.kept = history  # the metrics that windows may name
         self.custom = {name: self.series.index[name] for name in custom}
         self._hold_ns = limits.sample_hold_ns
+        self.version = 0  # grows with each sample, and with each node that comes or goes
+
+    def add_node(self) -> int:
+        """Return a slot for a new node; raises what Series.add_node raises."""
+        self.version += 1
+        return self.series.add_node()
+
+    def remove_node(self, slot: int) -> None:
+        """Free the slot of a node that is gone."""
+        self.version += 1
+        self.series.remove_node(slot)
 
     def begin(self) -> Any:
         """Return the row to fill for one sample, indexed by INDEX; all NaN (not reported)."""
@@ -47,6 +58,7 @@ class History:
 
     def write(self, slot: int, at_ns: int) -> bool:
         """Keep the row as the node's newest sample; False if a newer one is already there."""
+        self.version += 1
         return self.series.record(slot, at_ns)
 
     def latest(self, metric: str, now_ns: int) -> Floats:

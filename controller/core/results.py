@@ -18,6 +18,9 @@ from controller.core.rules import RuleResult
 
 GROWTH_MAX = float(1 << 50)  # bytes per second; an agent may say anything
 
+# Known to the controller itself: every placement changes them, not only samples.
+LIVE_METRICS = frozenset({"mem_reserved", "tasks_running"})
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:

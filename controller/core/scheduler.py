@@ -64,8 +64,8 @@ from controller.core.placement import (
     place,
 )
 from controller.core.promise import compute
-from controller.core.results import Metrics, Results, make_offers, read_metrics
-from controller.core.rules import blocked, evaluate
+from controller.core.results import LIVE_METRICS, Metrics, Results, make_offers, read_metrics
+from controller.core.rules import RuleSet, blocked, evaluate
 
 # Each handler takes the event of its key; which type that is, a dictionary cannot say.
 HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
@@ -100,6 +100,8 @@ class Scheduler:
         self._now_ns = 0
         self._commands: list[Command] = []
         self._planned: list[Placement] = []
+        self._rules_seen: tuple[RuleSet, int] | None = None  # what the rule results are of
+        self._rules_evaluated_at_ns = 0
 
     def handle(self, event: Event) -> tuple[Command, ...]:
         """Take in one event. A refused one changes nothing.
@@ -154,16 +156,32 @@ class Scheduler:
         cluster = self.cluster
         promises = compute(metrics.memory, cluster.limits)
         count, memory = metrics.count, metrics.memory
-        rules = evaluate(
-            cluster.rules,
-            metrics.column,
-            count,
-            memory.used_slot,
-            metrics.cluster_column,
-            metrics.task_column,
-        )
+        if self.displayed is not None and self._rules_still_answer(metrics.now_ns):
+            rules = self.displayed.rules
+        else:
+            rules = evaluate(
+                cluster.rules,
+                metrics.column,
+                count,
+                memory.used_slot,
+                metrics.cluster_column,
+                metrics.task_column,
+            )
+            self._rules_seen = (cluster.rules, cluster.history.version)
+            self._rules_evaluated_at_ns = metrics.now_ns
         offers = make_offers(cluster, promises, blocked(rules, count), memory.capacity)
         return Results(metrics.now_ns, count, promises, rules, offers)
+
+    def _rules_still_answer(self, now_ns: int) -> bool:
+        """Say whether the last results are good for this cycle too: it was an event that asked for
+        it, no sample has come since, and no rule is about what events change."""
+        rules = self.cluster.rules
+        return (
+            self._rules_seen == (rules, self.cluster.history.version)
+            and now_ns - self._rules_evaluated_at_ns < self.cluster.limits.sample_interval_ns
+            and rules.scopes <= {Scope.NODE}
+            and not rules.metrics & LIVE_METRICS
+        )
 
     def assign_tasks(self, results: Results) -> None:
         """Plan which waiting task goes where; nothing is reserved yet."""

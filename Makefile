@@ -74,7 +74,7 @@ proto: env ## buf: style of the .proto files, and no breaking change since the l
 
 c-warnings: env ## the C parts with every warning an error, and the specification's own line
 	@for file in allocator/*.c; do \
-		$${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -pedantic -Werror \
+		$${CC:-gcc} -std=c11 -O2 -Wall -Wextra -Wconversion -pedantic -Werror \
 			-c -o /dev/null $$file || exit 1; done
 	@cd allocator && gcc -shared -o memory_allocator.so -fPIC memory_allocator.c -lpthread \
 		&& nm -D memory_allocator.so | grep -c -E ' T (allocate|reallocate|free)_memory$$| T reset_memory_pool$$' \

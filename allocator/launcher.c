@@ -28,6 +28,10 @@
  *              uint32 length, the bytes, one NUL (not counted in length)
  * Every length is checked against the body before it is used, and the body against its bound.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* close_range, environ, pwrite */
+#endif
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

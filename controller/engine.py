@@ -193,11 +193,9 @@ class Engine:
 
     async def run(self) -> None:
         """Work until `stop`. Raises StoreError when the store cannot save."""
-        loop = asyncio.get_running_loop()
-        next_prune_s = loop.time() + PRUNE_S
         ticking = asyncio.create_task(self._tick())
         try:
-            await self._run_turns(loop, next_prune_s)
+            await self._run_turns()
         finally:
             ticking.cancel()
 
@@ -205,10 +203,14 @@ class Engine:
         """Hand in a tick each second, whatever else happens."""
         while True:
             await asyncio.sleep(TICK_S)
+            if self.crowded:  # a turn that hangs must not gather ticks without bound
+                continue
             self._waiting.append((Tick(self.now_ns()), None))
             self._wake.set()
 
-    async def _run_turns(self, loop: asyncio.AbstractEventLoop, next_prune_s: float) -> None:
+    async def _run_turns(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_prune_s = loop.time() + PRUNE_S
         while not self._stopping:
             # Not by wait_for, whose own task would stand between an event and its turn.
             await self._wake.wait()

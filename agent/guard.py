@@ -87,16 +87,16 @@ class GuardSettings:
     # Never handed to growing tasks: kernel memory of processes and what is faulted in while a step
     # is carried out.
     margin_ratio: float = 0.015
-    # How far a slope is believed: one look, the time a freeze takes, and pages in flight.
+    # The room that no assured task needs is closed to the others when it would last only so long.
     freeze_lookahead_ns: int = 200 * MILLISECOND_NS
-    # A kill is the last thing before the end of memory: the time a freeze needs to work, doubled.
-    kill_lookahead_ns: int = 60 * MILLISECOND_NS
+    # Nothing grows into the last room beyond this: one look and the time a freeze needs to work.
+    end_lookahead_ns: int = 60 * MILLISECOND_NS
     # A task is thawed only into room for this long a growth, so that it does not flap.
     thaw_lookahead_ns: int = 600 * MILLISECOND_NS
     # After a victim: its memory is back after 50-300 ms, and until then the node looks full.
     hold_ns: int = 300 * MILLISECOND_NS
-    # A task asked to end gets so long; it is asked only if the node will last twice as long.
-    ask_ns: int = 1 * SECOND_NS
+    # How long a task that was asked to end may take before it is killed.
+    ask_ns: int = 500 * MILLISECOND_NS
     # Slower growth than this is noise of measuring: no one is frozen for it.
     growth_min_bytes_per_second: float = 4.0 * MIB
     # Intake stops when the node is foreseen full so soon, and opens at twice that.
@@ -105,11 +105,12 @@ class GuardSettings:
     outgrown_factor: float = 1.15
     # A victim must give back this share of what is missing, or it would be killed for nothing.
     victim_share: float = 0.25
-    # Looks: 50 Hz near the end, 20 Hz when it is less than two seconds away, else slower.
-    look_urgent_ns: int = 20 * MILLISECOND_NS
-    look_soon_ns: int = 50 * MILLISECOND_NS
-    look_calm_ns: int = 250 * MILLISECOND_NS
-    look_idle_ns: int = 1 * SECOND_NS
+    # New tasks can begin to grow between two looks: so much per second is always reckoned with.
+    surge_bytes_per_second: float = 1_024.0 * MIB
+    # A look may be late by this share of the time to full.
+    look_share: float = 0.1
+    look_min_ns: int = 20 * MILLISECOND_NS  # 50 Hz
+    look_max_ns: int = 250 * MILLISECOND_NS
 
 
 DEFAULT_SETTINGS = GuardSettings()
@@ -121,7 +122,7 @@ class _Plan:
 
     view: NodeView
     room_bytes: float  # left until the margin
-    running: list[GuardedTask]  # neither frozen nor paused, oldest first
+    movable: list[GuardedTask]  # not paused by their users, in the order of their worth
     assured: list[GuardedTask]  # these can all run to their expected peaks at once
     slack_bytes: float  # left when they have
     safe: bool  # some task that is not paused can end within the room
@@ -134,51 +135,62 @@ class Guard:
         self.settings = settings
         self.intake_stopped = False
         self._hold_until_ns: int | None = None
+        self._ending: set[Key] = set()  # killed, and still in the view
         self._asked: tuple[Key, int] | None = None  # and when its time is over
+        self._runner: Key | None = None  # who goes on while the state is not safe
         self._growth: dict[Key, float] = {}  # of frozen tasks, from before they were
 
     def look(self, view: NodeView) -> tuple[Step, ...]:
-        """Return what to do now, in the order to do it. Cost: a few passes over the tasks."""
+        """Return what to do now, in the order to do it. Cost: a few passes over the tasks.
+
+        ASK of a frozen task lets it go on as well, for it cannot end frozen.
+        """
         keys = {task.key for task in view.tasks}
-        self._growth = {key: slope for key, slope in self._growth.items() if key in keys}
+        self._ending &= keys
+        self._growth = {
+            task.key: self._growth.get(task.key, 0.0) for task in view.tasks if task.frozen
+        }
         plan = self._plan(view)
         steps: list[Step] = []
-        frozen_now = self._freeze(plan, steps)
-        self._end_one(plan, frozen_now, steps)
-        if not frozen_now and not any(s.kind in (StepKind.ASK, StepKind.KILL) for s in steps):
-            self._thaw(plan, steps)
-        self._move_intake(plan, bool(frozen_now), steps)
+        frozen = self._freeze(plan, steps)
+        thawed = self._thaw(plan, steps) if not frozen else False
+        going = thawed or any(not t.frozen and t.key not in frozen for t in plan.movable)
+        ended = self._end_one(plan, going, steps)
+        self._move_intake(plan, bool(frozen) or ended, steps)
         return tuple(steps)
 
     def next_look_ns(self, view: NodeView) -> int:
         """Return the delay to the next look: shorter the sooner the node is foreseen to be full."""
         settings = self.settings
-        seconds = _seconds_to_full(view, self._room(view))
-        if view.stalled or (seconds is not None and seconds < 0.5):
-            return settings.look_urgent_ns
-        if seconds is not None and seconds < 2.0:
-            return settings.look_soon_ns
-        if not view.tasks:
-            return settings.look_idle_ns
-        return settings.look_calm_ns
+        growth = max(settings.surge_bytes_per_second, _growth_of(view))
+        seconds = max(0.0, self._room(view)) / growth
+        delay = int(seconds * settings.look_share * SECOND_NS)
+        if view.stalled:
+            delay = 0
+        return max(settings.look_min_ns, min(settings.look_max_ns, delay))
 
+    # ------------------------------------------------------------ who may grow
     def _room(self, view: NodeView) -> float:
         return view.limit_bytes * (1 - self.settings.margin_ratio) - view.used_bytes
 
-    def _expected(self, task: GuardedTask) -> float:
-        known = task.expected_peak_bytes or task.request_bytes
-        if task.used_bytes < known:
-            return known
-        if task.growth_bytes_per_second < self.settings.growth_min_bytes_per_second:
-            return task.used_bytes
-        return task.used_bytes * self.settings.outgrown_factor
+    def _slope(self, task: GuardedTask) -> float:
+        """Return how fast a task grows, or grew when it was frozen."""
+        slope = self._growth.get(task.key, 0.0) if task.frozen else task.growth_bytes_per_second
+        return slope if slope >= self.settings.growth_min_bytes_per_second else 0.0
 
     def _rest(self, task: GuardedTask) -> float:
-        return max(0.0, self._expected(task) - task.used_bytes)
+        """Return how much more a task is expected to use than it does."""
+        known = task.expected_peak_bytes or task.request_bytes
+        if task.used_bytes < known:
+            return float(known - task.used_bytes)
+        if not self._slope(task):
+            return 0.0
+        return task.used_bytes * (self.settings.outgrown_factor - 1)
 
     def _plan(self, view: NodeView) -> _Plan:
         """Hand what is left to the tasks, the oldest first, as long as it covers all they need."""
-        movable = sorted((t for t in view.tasks if not t.paused), key=_age_order)
+        movable = [t for t in view.tasks if not t.paused and t.key not in self._ending]
+        movable.sort(key=_worth)
         room = self._room(view)
         slack = room
         assured: list[GuardedTask] = []
@@ -187,79 +199,96 @@ class Guard:
             if rest <= slack:
                 assured.append(task)
                 slack -= rest
-        safe = bool(assured) or not movable
-        if not safe:  # the one that needs least is the best hope
-            assured = [min(movable, key=lambda t: (self._rest(t), _age_order(t)))]
-            slack = 0.0
-        running = [task for task in movable if not task.frozen]
-        return _Plan(view, room, running, assured, slack, safe)
+        # One that needs nothing more and does not grow is no proof that anything will end.
+        safe = any(self._rest(task) or not task.frozen for task in assured)
+        if safe or not movable:
+            self._runner = None
+        else:
+            runner = next((t for t in movable if t.key == self._runner), None)
+            if runner is None:
+                runner = min(movable, key=lambda t: (self._rest(t), _worth(t)))
+            self._runner = runner.key
+            assured, slack = [runner], 0.0
+        return _Plan(view, room, movable, assured, max(0.0, slack), safe)
 
-    def _freeze(self, plan: _Plan, steps: list[Step]) -> list[GuardedTask]:
-        """Freeze the youngest growers beyond the assured ones while the slack runs out."""
+    # ------------------------------------------------------------ down the ladder
+    def _freeze(self, plan: _Plan, steps: list[Step]) -> set[Key]:
+        """Freeze growers, the youngest first: those that are not assured while the slack runs out,
+        and at the end of the room the assured ones as well."""
         settings = self.settings
         assured = {task.key for task in plan.assured}
-        growers = [
+        growing = [
             task
-            for task in plan.running
-            if task.key not in assured
-            and task.growth_bytes_per_second >= settings.growth_min_bytes_per_second
+            for task in plan.movable
+            if not task.frozen and self._slope(task) and not self._is_asked(task)
         ]
-        lookahead = settings.freeze_lookahead_ns / SECOND_NS
-        frozen: list[GuardedTask] = []
-        while growers:
-            need = sum(task.growth_bytes_per_second for task in growers) * lookahead
-            if need <= plan.slack_bytes:
-                break
-            task = growers.pop()
-            frozen.append(task)
-            self._growth[task.key] = task.growth_bytes_per_second
-            steps.append(
-                self._step(
-                    StepKind.FREEZE,
-                    plan,
-                    task,
-                    f"the {_mib(plan.slack_bytes)} that others do not need are full within "
-                    f"{lookahead:.2f} s, and it is the youngest that grows",
-                )
+        frozen: set[Key] = set()
+        others = [task for task in growing if task.key not in assured]
+        ahead = settings.freeze_lookahead_ns / SECOND_NS
+        while others and sum(map(self._slope, others)) * ahead > plan.slack_bytes:
+            self._freeze_one(
+                plan,
+                others.pop(),
+                f"it is the youngest that grows into {_mib(plan.slack_bytes)} that others do not "
+                f"need, which would last less than {ahead:.2f} s",
+                frozen,
+                steps,
+            )
+        left = [task for task in growing if task.key not in frozen]
+        ahead = settings.end_lookahead_ns / SECOND_NS
+        while left and sum(map(self._slope, left)) * ahead > plan.room_bytes:
+            self._freeze_one(
+                plan,
+                left.pop(),
+                f"{_mib(plan.room_bytes)} would last less than {ahead:.2f} s",
+                frozen,
+                steps,
             )
         return frozen
 
-    def _end_one(self, plan: _Plan, frozen_now: list[GuardedTask], steps: list[Step]) -> None:
-        """Ask or kill one task when freezing does not keep the node from its end of memory."""
+    def _freeze_one(
+        self, plan: _Plan, task: GuardedTask, why: str, frozen: set[Key], steps: list[Step]
+    ) -> None:
+        frozen.add(task.key)
+        self._growth[task.key] = task.growth_bytes_per_second
+        steps.append(self._step(StepKind.FREEZE, plan, task, why))
+
+    def _is_asked(self, task: GuardedTask) -> bool:
+        return self._asked is not None and self._asked[0] == task.key
+
+    def _end_one(self, plan: _Plan, going: bool, steps: list[Step]) -> bool:
+        """Ask or kill one task when nobody can go on; True when one is on its way to its end."""
         view, settings = plan.view, self.settings
         if self._asked is not None:
             key, until_ns = self._asked
             task = next((t for t in view.tasks if t.key == key), None)
-            if task is None or view.now_ns >= until_ns:
-                self._asked = None
-                if task is not None:
-                    self._kill(plan, task, "it was asked to end and still runs", steps)
-            return
+            if task is not None and view.now_ns < until_ns:
+                return True
+            self._asked = None
+            if task is not None:
+                self._kill(plan, task, "it was asked to end and still runs", steps)
+                return True
         if self._hold_until_ns is not None and view.now_ns < self._hold_until_ns:
-            return
-        stopped = {task.key for task in frozen_now}
-        growth = sum(
-            max(0.0, t.growth_bytes_per_second) for t in plan.running if t.key not in stopped
-        )
-        ahead = growth * settings.kill_lookahead_ns / SECOND_NS
-        if not view.stalled and ahead <= plan.room_bytes:
-            return
-        if growth < settings.growth_min_bytes_per_second and not view.stalled:
-            return
+            return bool(self._ending)
+        if self._ending or not plan.movable or (going and not view.stalled):
+            return False
         victim = self._victim(plan)
-        if victim is None:
-            return
-        self._kill(plan, victim, "the node is about to be full and it is cheapest to redo", steps)
+        why = "no task can go on within the room that is left, and this is the cheapest to redo"
+        if self._slope(victim) * settings.ask_ns / SECOND_NS <= plan.room_bytes:
+            self._asked = (victim.key, view.now_ns + settings.ask_ns)
+            self._hold_until_ns = view.now_ns + settings.hold_ns
+            steps.append(self._step(StepKind.ASK, plan, victim, why))
+        else:
+            self._kill(plan, victim, why, steps)
+        return True
 
-    def _victim(self, plan: _Plan) -> GuardedTask | None:
+    def _victim(self, plan: _Plan) -> GuardedTask:
         """Return the task that costs least to run again and gives back enough."""
-        settings = self.settings
-        keep = plan.assured[0].key if plan.assured else None
-        candidates = [t for t in plan.view.tasks if t.key != keep] or list(plan.view.tasks)
-        if not candidates:
-            return None
-        needed = min((self._rest(t) for t in plan.assured[:1]), default=0.0)
-        enough = settings.victim_share * needed
+        keep = plan.assured[0]
+        candidates = [t for t in plan.view.tasks if t.key not in self._ending]
+        if len(candidates) > 1:
+            candidates = [t for t in candidates if t.key != keep.key]
+        enough = self.settings.victim_share * self._rest(keep)
         return min(
             candidates,
             key=lambda t: (
@@ -275,36 +304,48 @@ class Guard:
 
     def _kill(self, plan: _Plan, task: GuardedTask, why: str, steps: list[Step]) -> None:
         self._hold_until_ns = plan.view.now_ns + self.settings.hold_ns
+        self._ending.add(task.key)
         steps.append(self._step(StepKind.KILL, plan, task, why))
 
-    def _thaw(self, plan: _Plan, steps: list[Step]) -> None:
-        """Thaw frozen tasks, the oldest first, while the room covers what they may take."""
+    # ------------------------------------------------------------ and up again
+    def _thaw(self, plan: _Plan, steps: list[Step]) -> bool:
+        """Thaw frozen tasks in the order of their worth while the room covers their growth."""
         settings = self.settings
         assured = {task.key for task in plan.assured}
-        lookahead = settings.thaw_lookahead_ns / SECOND_NS
-        growth = sum(
-            max(0.0, t.growth_bytes_per_second) for t in plan.running if t.key not in assured
-        )
-        frozen = sorted((t for t in plan.view.tasks if t.frozen and not t.paused), key=_age_order)
-        for task in frozen:
-            slope = self._growth.get(task.key, 0.0)
+        ahead = settings.thaw_lookahead_ns / SECOND_NS
+        end = settings.end_lookahead_ns / SECOND_NS
+        thawed = False
+        running = [task for task in plan.movable if not task.frozen]
+        everyone = sum(map(self._slope, running))
+        others = sum(self._slope(t) for t in running if t.key not in assured)
+        for task in plan.movable:
+            if not task.frozen:
+                continue
+            slope = self._slope(task)
+            if (everyone + slope) * end * 2 > plan.room_bytes and everyone:
+                continue
+            if slope * end > plan.room_bytes:
+                continue
             if task.key not in assured:
-                if (growth + slope) * lookahead > plan.slack_bytes:
+                if (others + slope) * ahead > plan.slack_bytes:
                     continue
-                growth += slope
+                others += slope
+            everyone += slope
+            thawed = True
             self._growth.pop(task.key, None)
-            steps.append(
-                self._step(StepKind.THAW, plan, task, f"{_mib(plan.room_bytes)} are free again")
-            )
+            why = f"{_mib(plan.room_bytes)} are free for it again"
+            steps.append(self._step(StepKind.THAW, plan, task, why))
+        return thawed
 
-    def _move_intake(self, plan: _Plan, froze: bool, steps: list[Step]) -> None:
+    def _move_intake(self, plan: _Plan, acted: bool, steps: list[Step]) -> None:
+        """Close the node to new tasks while the room is for those here, or open it again."""
         settings = self.settings
         seconds = _seconds_to_full(plan.view, plan.room_bytes)
         limit = settings.intake_ns / SECOND_NS * (2 if self.intake_stopped else 1)
         tight = (
-            froze
+            acted
             or plan.view.stalled
-            or any(task.frozen for task in plan.view.tasks)
+            or any(task.frozen for task in plan.movable)
             or plan.room_bytes <= 0
             or (seconds is not None and seconds < limit)
         )
@@ -330,8 +371,8 @@ class Guard:
         )
 
 
-def _age_order(task: GuardedTask) -> tuple[int, int, Key]:
-    """Order by worth: the highest priority first, then the oldest."""
+def _worth(task: GuardedTask) -> tuple[int, int, Key]:
+    """Order by what would be lost: the highest priority first, then the oldest."""
     return (-task.priority, task.started_at_ns, task.key)
 
 

@@ -147,8 +147,7 @@ class Runner:
             LOG.warning("killed leftovers of an earlier life name=%s", name)
         await self._pool.open()
         if self._enforcement.poll_interval_ns is not None:
-            interval_seconds = self._enforcement.poll_interval_ns / 1e9
-            self._polling = asyncio.create_task(self._poll(interval_seconds))
+            self._polling = asyncio.create_task(self._poll())
 
     async def close(self) -> None:
         """Kill every attempt, report their ends, dismiss the launchers and remove all groups."""
@@ -226,9 +225,9 @@ class Runner:
 
     def usage(self) -> dict[Key, int]:
         """Return memory_used_bytes of every running attempt: whole trees, no page cache."""
-        return {
-            key: self._enforcement.usage(attempt.group) for key, attempt in self._attempts.items()
-        }
+        self._enforcement.finish_oom_groups()
+        groups = [attempt.group for attempt in self._attempts.values()]
+        return dict(zip(self._attempts, self._enforcement.usages(groups), strict=True))
 
     def running(self) -> frozenset[Key]:
         """Return the attempts that were started and whose end has not been reported."""
@@ -333,9 +332,10 @@ class Runner:
             # Empty of tasks, so nobody is harmed; the next life of this node sweeps it.
             LOG.warning("%s", error)
 
-    async def _poll(self, interval_seconds: float) -> None:
-        while True:
-            await asyncio.sleep(interval_seconds)
+    async def _poll(self) -> None:
+        # Asked anew each time: it is shorter near a limit.
+        while (interval_ns := self._enforcement.poll_interval_ns) is not None:
+            await asyncio.sleep(interval_ns / 1e9)
             try:
                 await asyncio.to_thread(self._enforcement.poll)
             except Exception:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from agent.cgroupfs import (
     write,
 )
 from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.hierarchy import find_hierarchy
 from agent.proctree import Life, send_signal
 
 LOG = logging.getLogger(__name__)
@@ -48,55 +48,6 @@ SHARES_MIN, SHARES_MAX = 2, 262_144  # the kernel's bounds
 # How far below a limit its high-water mark may lie although the limit was hit: the kernel takes
 # small blocks of pages at once, and one that does not fit is not counted.
 MARK_SLACK_BYTES = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """One mounted v1 hierarchy; `own` is this process's directory in it."""
-
-    mount: Path
-    own: Path
-
-
-def find_hierarchy(controller: str) -> Hierarchy:
-    """Return where a v1 controller is mounted and where this process is in it.
-
-    Raises:
-        EnforcementError: it is not mounted, or this process's group lies outside the mount.
-    """
-    found = locate(
-        controller,
-        Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
-        Path("/proc/self/cgroup").read_text(encoding="utf-8"),
-    )
-    if not found.own.is_dir():
-        raise EnforcementError(f"own {controller} group {found.own} does not exist")
-    return found
-
-
-def locate(controller: str, mountinfo: str, memberships: str) -> Hierarchy:
-    """Return the same from the text of /proc/self/mountinfo and /proc/self/cgroup.
-
-    In a container the mount may show only a part of the tree: a group's directory is the mount
-    point plus the group's path minus the mount's root.
-    """
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup" and controller in options.split(","):
-            root, mount = left.split(" ")[3:5]
-            break
-    else:
-        raise EnforcementError(f"no cgroup v1 {controller} hierarchy is mounted")
-    for line in memberships.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            break
-    else:
-        raise EnforcementError(f"this process is in no cgroup v1 {controller} group")
-    if os.path.commonpath([root, path]) != root or ".." in path.split("/"):
-        raise EnforcementError(f"own {controller} group {path} lies outside the mount of {root}")
-    return Hierarchy(Path(mount), Path(os.path.normpath(Path(mount, os.path.relpath(path, root)))))
 
 
 @dataclass(slots=True)

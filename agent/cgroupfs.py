@@ -185,9 +185,10 @@ def kill_tree(path: Path) -> None:
     deadline = time.monotonic() + SWEEP_SECONDS_MAX
     while True:
         for directory in tree(path):
-            state = directory / "freezer.state"
-            if state.exists():
-                write(state, "THAWED")  # its agent may have died in the middle of a kill
+            # Its agent may have died in the middle of a kill, or with tasks paused.
+            for file, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                if (directory / file).exists():
+                    write(directory / file, value)
         pids = processes(path)
         if not pids:
             return

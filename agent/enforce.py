@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.cgroup1 import Cgroup1
+from agent.cgroup2 import Cgroup2
 from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.scope import Scope
 from agent.watchdog import Watchdog
 
 __all__ = [
@@ -171,9 +173,11 @@ def detect(node_name: str, parent: Path | None = None) -> Detection:
     `parent` is the memory cgroup to make groups below, instead of this process's own; then
     leftovers are looked for below it only.
     """
-    refused = {"cgroup2": "this version of the agent does not drive cgroup v2"}
-    try:
-        return Detection(Cgroup1.probe(node_name, parent), refused)
-    except EnforcementError as error:
-        refused["cgroup1"] = str(error)
+    refused: dict[str, str] = {}
+    ways: tuple[type[Cgroup2] | type[Cgroup1], ...] = (Cgroup2, Cgroup1, Scope)
+    for way in ways:
+        try:
+            return Detection(way.probe(node_name, parent), refused)
+        except EnforcementError as error:
+            refused[way.name] = str(error)
     return Detection(Watchdog(node_name), refused)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from support.processes import MIB, eater, is_running, why_no_cgroup1
 
-from agent.cgroup1 import Cgroup1, Hierarchy, find_hierarchy, locate
+from agent.cgroup1 import Cgroup1
 from agent.enforce import Group, detect
 from agent.group import EnforcementError, LimitRefused
+from agent.hierarchy import Hierarchy, find_hierarchy, locate
 from agent.proctree import Life, read_process, read_processes
 from agent.watchdog import MARK, Watchdog
 

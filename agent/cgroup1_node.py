@@ -9,10 +9,6 @@ the switch and must turn it back, so that each one's own limit still kills it.
 What the switch cannot do: only page faults of the program itself wait. A system call that needs
 memory then - fork, exec, reading into a fresh buffer - fails with ENOMEM instead. So no task
 should be started during a stall, and a stall must be short.
-
-How memory is counted. Used is anonymous and shared memory of all tasks, and what the kernel keeps
-for them (page tables, stacks) up to KERNEL_SHARE_MAX of that: beyond it lie caches of file names,
-which the kernel gives back and which v1 does not tell apart.
 """
 
 from __future__ import annotations
@@ -20,15 +16,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cgroupfs import GroupFile, write
 from agent.group import EnforcementError, NodeMemory
+from agent.held import V1, HeldMemory, NodeHeld
 
 LOG = logging.getLogger(__name__)
 
 NO_LIMIT = "-1"
-KERNEL_SHARE_MAX = 1 / 16
 LOWERINGS_MAX = 12  # each leaves twice as much room above use as the one before
 LOWERING_STEP_BYTES = 1 << 20
 
@@ -81,10 +78,7 @@ class Cgroup1Node:
         self._base = base
         self.counts_swap = (base / "memory.memsw.limit_in_bytes").exists()
         self._capacity_bytes: int | None = None
-        self._statistics = GroupFile(
-            base / "memory.stat", "total_rss", "total_shmem", "total_cache"
-        )
-        self._usage = GroupFile(base / "memory.usage_in_bytes")
+        self._held = NodeHeld(base, V1)
         self._control = GroupFile(base / "memory.oom_control", "under_oom")
         self._stall_fd: int | None = None
         self._counter: OomEvents | None = None
@@ -122,7 +116,7 @@ class Cgroup1Node:
                     raise EnforcementError(message) from error
             else:
                 break
-            set_bytes = self._usage.number() + (LOWERING_STEP_BYTES << attempt)
+            set_bytes = self._held.usage_bytes() + (LOWERING_STEP_BYTES << attempt)
             if old_bytes is not None and set_bytes >= old_bytes:
                 set_bytes = old_bytes
                 break  # it grows as fast as it is looked at: what is in force stays
@@ -145,15 +139,11 @@ class Cgroup1Node:
         for file in reversed(files) if rising else files:
             write(self._base / file, text)
 
-    def memory(self) -> NodeMemory:
-        """Return what all tasks hold; about 30 us."""
-        rss_bytes, shared_bytes, cache_bytes = self._statistics.numbers()
-        held_bytes = rss_bytes + shared_bytes
-        kernel_bytes = max(0, self._usage.number() - rss_bytes - cache_bytes)
-        used_bytes = held_bytes + min(kernel_bytes, int(held_bytes * KERNEL_SHARE_MAX))
+    def memory(self, groups: Iterable[HeldMemory]) -> NodeMemory:
+        """Return what the given groups, all of the node's, hold together."""
         (under_oom,) = self._control.numbers()
         stalled = self.stalls_at_its_end and under_oom != 0
-        return NodeMemory(used_bytes, self._capacity_bytes, stalled)
+        return NodeMemory(self._held.read(groups), self._capacity_bytes, stalled)
 
     def stall_fd(self) -> int | None:
         """Return the eventfd that the kernel signals when a stall begins."""
@@ -170,9 +160,8 @@ class Cgroup1Node:
 
     def close(self) -> None:
         """Close everything; the directory is the caller's."""
-        self._statistics.close()
         self._control.close()
-        self._usage.close()
+        self._held.close()
         if self._stall_fd is not None:
             os.close(self._stall_fd)
             self._stall_fd = None

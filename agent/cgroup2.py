@@ -26,7 +26,6 @@ from typing import Self
 
 from agent.cgroup2_node import NO_LIMIT, Cgroup2Node
 from agent.cgroupfs import (
-    GroupFile,
     kill_tree,
     leftovers,
     make_slot,
@@ -41,6 +40,7 @@ from agent.cgroupfs import (
     write,
 )
 from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.held import V2, HeldMemory
 from agent.hierarchy import UNIFIED, find_hierarchy
 from agent.proctree import Life, close_over_children, read_processes, send_signal
 
@@ -55,9 +55,8 @@ WEIGHT_MIN, WEIGHT_MAX = 1, 10_000  # the kernel's bounds
 class Slot:
     """What is known of one group beyond what the kernel keeps."""
 
-    statistics: GroupFile
+    memory: HeldMemory
     limit_bytes: int | None = None
-    peak_bytes: int = 0
 
 
 class Cgroup2:
@@ -130,8 +129,8 @@ class Cgroup2:
         return self._node.set_capacity(capacity_bytes)
 
     def node_memory(self) -> NodeMemory:
-        """Return what all groups hold, and work the brake near the end; about 60 us."""
-        return self._node.memory()
+        """Return what all groups hold, and work the brake near the end."""
+        return self._node.memory(slot.memory for slot in self._slots.values())
 
     def stall_fd(self) -> int | None:
         """Return what tells of the node's group reaching its end."""
@@ -153,7 +152,7 @@ class Cgroup2:
         path = self._base / name
         if "memory.swap.max" in self._files:
             write(path / "memory.swap.max", "0")
-        self._slots[name] = Slot(GroupFile(path / "memory.stat", "anon", "shmem", "file"))
+        self._slots[name] = Slot(HeldMemory(path, V2))
         return Group(name, (str(path / "cgroup.procs"),))
 
     def set_limit(self, group: Group, limit_bytes: int | None) -> None:
@@ -212,11 +211,8 @@ class Cgroup2:
         """Nothing to learn: the kernel knows who is in the group."""
 
     def usage(self, group: Group) -> int:
-        """Return anonymous plus shared memory of the whole group; about 30 us."""
-        slot = self._slots[group.name]
-        anonymous_bytes, shared_bytes, _ = slot.statistics.numbers()
-        slot.peak_bytes = max(slot.peak_bytes, anonymous_bytes + shared_bytes)
-        return anonymous_bytes + shared_bytes
+        """Return anonymous plus shared memory of the whole group; 3 to 20 us."""
+        return self._slots[group.name].memory.read()
 
     def usages(self, groups: Sequence[Group]) -> list[int]:
         """Return the same of many groups."""
@@ -225,8 +221,8 @@ class Cgroup2:
     def peak(self, group: Group) -> int:
         """Return the best lower bound on the most memory used; the module says how."""
         slot = self._slots[group.name]
-        anonymous_bytes, shared_bytes, file_bytes = slot.statistics.numbers()
-        sampled_bytes = max(slot.peak_bytes, anonymous_bytes + shared_bytes)
+        slot.memory.read()
+        sampled_bytes = slot.memory.peak_bytes
         try:
             mark_bytes = read_int(self._base / group.name / "memory.peak")
         except FileNotFoundError:
@@ -235,8 +231,7 @@ class Cgroup2:
             mark_bytes = min(mark_bytes, slot.limit_bytes)
         if self.oom_facts(group).own_limit:
             return mark_bytes
-        given_bytes = file_bytes - shared_bytes  # shared memory counts as file, but stays
-        return min(mark_bytes, max(sampled_bytes, mark_bytes - given_bytes))
+        return min(mark_bytes, max(sampled_bytes, mark_bytes - slot.memory.cache_bytes))
 
     def oom_kills(self, group: Group) -> int:
         """Return the kernel's counter, child groups that the task made included."""
@@ -286,7 +281,7 @@ class Cgroup2:
         remove_tree(self._base / group.name)
         slot = self._slots.pop(group.name, None)
         if slot is not None:
-            slot.statistics.close()
+            slot.memory.close()
 
     def poll(self) -> None:
         """Nothing to do: the kernel enforces by itself."""

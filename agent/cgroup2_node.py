@@ -11,9 +11,6 @@ square of how far beyond: about 64 s x share^2 for each 256 KiB, and not at all 
 quarter of a second. `memory` puts it on and takes it off, so it has to be called when `stall_fd`
 tells something and regularly after that. A task that sleeps wakes within two seconds; SIGKILL ends
 it at once. Unlike v1, no system call fails meanwhile.
-
-How memory is counted. Used is anonymous and shared memory and what the kernel cannot give back
-(page tables, stacks, sockets); page cache and caches of file names are not counted.
 """
 
 from __future__ import annotations
@@ -21,10 +18,12 @@ from __future__ import annotations
 import logging
 import os
 import select
+from collections.abc import Iterable
 from pathlib import Path
 
-from agent.cgroupfs import GroupFile, write
+from agent.cgroupfs import write
 from agent.group import EnforcementError, NodeMemory
+from agent.held import V2, HeldMemory, NodeHeld
 
 LOG = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ GAP_BYTES_MIN, GAP_BYTES_MAX = 8 << 20, 1 << 30
 BRAKE_SHARE = 1 / 16
 # The kernel's counts are a few pages per processor and group behind.
 COUNT_SLACK_BYTES = 2 << 20
-HELD = ("anon", "shmem")
-KERNEL = ("kernel_stack", "pagetables", "percpu", "sock", "slab_unreclaimable")
 
 
 class Cgroup2Node:
@@ -47,8 +44,7 @@ class Cgroup2Node:
         self._capacity_bytes: int | None = None
         self._high_bytes: int | None = None
         self._braked = False
-        self._current = GroupFile(base / "memory.current")
-        self._statistics = GroupFile(base / "memory.stat", *HELD, *KERNEL)
+        self._held = NodeHeld(base, V2)
         # The file becomes "urgent", not readable, when its numbers change; an epoll around it
         # turns that into a descriptor that is readable, as event loops want it.
         self._events = os.open(base / "memory.events.local", os.O_RDONLY | os.O_CLOEXEC)
@@ -75,7 +71,7 @@ class Cgroup2Node:
         high_bytes = max(0, capacity_bytes - gap_bytes(capacity_bytes))
         write(self._base / "memory.high", str(high_bytes))
         # A limit below what is used would make the kernel kill; what it could reclaim is gone now.
-        current_bytes = self._current.number()
+        current_bytes = self._held.usage_bytes()
         if current_bytes > high_bytes:
             set_bytes = max(capacity_bytes, current_bytes + gap_bytes(capacity_bytes))
         else:
@@ -91,18 +87,18 @@ class Cgroup2Node:
         self._high_bytes = high_bytes
         return set_bytes
 
-    def memory(self) -> NodeMemory:
-        """Return what all tasks hold and put the brake on or take it off; about 60 us.
+    def memory(self, groups: Iterable[HeldMemory]) -> NodeMemory:
+        """Return what the given groups, all of the node's, hold; put the brake on or take it off.
 
         `limit_bytes` is where tasks begin to stall.
         """
-        used_bytes = sum(self._statistics.numbers())
+        used_bytes = self._held.read(groups)
         high_bytes = self._high_bytes
         if high_bytes is None:
             return NodeMemory(used_bytes, None, stalled=False)
         if not self._braked:
             # Page cache alone reaches this level too, which is no stall: it gives way.
-            at_level = self._current.number() + COUNT_SLACK_BYTES >= high_bytes
+            at_level = self._held.usage_bytes() + COUNT_SLACK_BYTES >= high_bytes
             if at_level and used_bytes + gap_bytes(high_bytes) // 4 >= high_bytes:
                 self._set_brake(int(used_bytes * (1 - BRAKE_SHARE)), on=True)
         elif used_bytes + gap_bytes(high_bytes) // 2 < high_bytes:
@@ -123,8 +119,7 @@ class Cgroup2Node:
 
     def close(self) -> None:
         """Close everything, also when it is closed already; the directory is the caller's."""
-        self._current.close()
-        self._statistics.close()
+        self._held.close()
         if not self._stall.closed:
             self._stall.close()
             os.close(self._events)

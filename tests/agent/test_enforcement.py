@@ -84,7 +84,7 @@ def test_best_available_way_is_chosen_and_better_ones_are_explained() -> None:
 def test_watchdog_is_chosen_where_groups_cannot_be_made(tmp_path: Path) -> None:
     found = detect(NODE, parent=tmp_path / "not-there")
     assert found.enforcement.name == "watchdog"
-    assert list(found.refused) == ["cgroup2", "cgroup1"]
+    assert list(found.refused) == ["cgroup2", "cgroup1", "scope"]
     assert "No such file or directory" in found.refused["cgroup1"] or why_no_cgroup1()
     assert found.enforcement.describe()["kernel_limit"] is False
 

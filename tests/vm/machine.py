@@ -91,7 +91,9 @@ def run(
     initramfs.write_bytes(build_initramfs(kernel))
     environment = {"PATH": os.environ["PATH"], "HOME": "/tmp", "LANG": "C.UTF-8"}
     exports = "".join(f"export {name}={shlex.quote(text)}\n" for name, text in environment.items())
-    (job / "command").write_text(f"cd {shlex.quote(str(directory))}\n{exports}{shlex.join(command)}\n")
+    (job / "command").write_text(
+        f"cd {shlex.quote(str(directory))}\n{exports}{shlex.join(command)}\n"
+    )
     arguments = [
         qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-serial", f"file:{job / 'console'}", "-machine", "q35", "-accel", "tcg,thread=multi",
@@ -184,10 +186,8 @@ def _download(unpacked: Path) -> None:
 def build_initramfs(kernel: Kernel) -> bytes:
     """Return a compressed archive of busybox, the modules and one script."""
     busybox = Path(_program("busybox", "busybox-static"))
-    files: dict[str, tuple[int, bytes]] = {
-        name: (0o040755, b"")
-        for name in ("bin", "m", "dev", "proc", "sys", "low", "rw", "new")
-    }
+    directories = ("bin", "m", "dev", "proc", "sys", "low", "rw", "new")
+    files: dict[str, tuple[int, bytes]] = dict.fromkeys(directories, (0o040755, b""))
     files["bin/busybox"] = (0o100755, busybox.read_bytes())
     files["init"] = (0o100755, INIT.encode())
     for name in MODULES:

@@ -34,6 +34,7 @@ class NodeRecord:
     gpus_taken: set[int] = field(default_factory=set)  # indexes that tasks here have
     reservation_ids: set[int] = field(default_factory=set)  # for what is no task
     undeclared: set[str] = field(default_factory=set)  # custom metrics that were told as ignored
+    capacity_max_bytes: int = 0  # what may be reserved: its capacity, unless that was lowered
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
 
@@ -53,6 +54,7 @@ class NodeTable:
         self.gpus = np.zeros(nodes_max, dtype=np.int64)
         self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
         self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
+        self.intake_stopped = np.zeros(nodes_max, dtype=np.bool_)  # its guard wants nothing new
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
         self.ids: list[str | None] = [None] * nodes_max
         self._changed: set[str] = set()  # nodes whose state may be another since take_changed
@@ -122,6 +124,7 @@ class NodeTable:
         self.ids[slot] = None
         self.cpus_used[slot] = 0.0
         self.gpus_used[slot] = 0
+        self.intake_stopped[slot] = False
         del self._facts[slot]
         self._matching.clear()
 

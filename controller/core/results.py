@@ -190,4 +190,5 @@ def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: 
         gpus=table.gpus[:count].copy(),
         gpus_free=table.gpus[:count] - table.gpus_used[:count],
         matching=table.matching,
+        stopped=table.intake_stopped[:count].copy(),
     )

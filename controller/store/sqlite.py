@@ -47,7 +47,7 @@ class SqliteStore:
         self.path = directory.database
         self._directory = directory
         self._connections = connections
-        self._submissions_kept = limits.submissions_kept
+        self._limits = limits
         writing, reading = connections
         self._reader = Reader(reading)
         self._writer = Writer(
@@ -85,7 +85,7 @@ class SqliteStore:
 
     async def load(self) -> Stored:
         """Return what the core starts from."""
-        return await self._read(partial(self._reader.load, self._submissions_kept))
+        return await self._read(partial(self._reader.load, self._limits))
 
     async def commit(self, saves: Sequence[Save]) -> None:
         """Keep all of a turn's saves, durably, or none; nothing to save costs nothing."""
@@ -140,7 +140,7 @@ class SqliteStore:
             pruned += await self._write(partial(self._writer.delete_tasks, batch))
         submissions = partial(
             self._writer.delete_submissions,
-            self._submissions_kept,
+            self._limits.submissions_kept,
             PRUNED_SUBMISSIONS_PER_TRANSACTION,
         )
         while await self._write(submissions) == PRUNED_SUBMISSIONS_PER_TRANSACTION:

@@ -29,8 +29,8 @@ from controller.store.tables import (
 )
 
 _DIALECT = sqlite.dialect(paramstyle="qmark")
-# Rows of one statement, largest first; 1,024 tasks are 27,648 values, SQLite's bound is 32,766.
-_ROWS_PER_STATEMENT = (1_024, 128, 16, 4, 1)
+# Rows of one statement, largest first; 512 tasks are 17,408 values, SQLite's bound is 32,766.
+_ROWS_PER_STATEMENT = (512, 128, 16, 4, 1)
 
 
 def compiled(statement: sa.ClauseElement) -> str:
@@ -266,6 +266,30 @@ def select_attempts() -> str:
         sa.select(attempts)
         .where(attempts.c.task_id == sa.bindparam("task_id"))
         .order_by(attempts.c.number.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_next_category() -> str:
+    """The first category behind one by name, with attempts, or NULL. Values: that one."""
+    return compiled(
+        sa.select(sa.func.min(attempts.c.category)).where(
+            attempts.c.category > sa.bindparam("category")
+        )
+    )
+
+
+@cache
+def select_attempts_of_category() -> str:
+    """The latest attempts of a category, the last first. Values: category, how many."""
+    return compiled(
+        sa.select(attempts)
+        .where(attempts.c.category == sa.bindparam("category"))
+        .order_by(
+            attempts.c.ended_at_ns.desc(), attempts.c.task_id.desc(), attempts.c.number.desc()
+        )
         .limit(sa.bindparam("count"))
         .offset(_NO_OFFSET)
     )

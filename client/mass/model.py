@@ -80,6 +80,9 @@ class TaskOptions(TypedDict, total=False):
     requeue: bool
     env: Mapping[str, str]
     cwd: str | os.PathLike[str] | None
+    mem_exact: bool
+    input_size: str | int | None
+    oom_group: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,9 @@ class _Options:
     requeue: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | os.PathLike[str] | None = None
+    mem_exact: bool = False
+    input_size: str | int | None = None
+    oom_group: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,8 @@ class TaskSpec(_Options):
     """One task to submit.
 
     * `command`: the program and its arguments; it is not given to a shell.
-    * `mem`: the memory it is expected to need, `"2GiB"` or whole bytes; None means 1 GiB.
+    * `mem`: the memory it is expected to need, `"2GiB"` or whole bytes; None or `"auto"` leaves it
+      to what was learned of its category, 1 GiB before anything was.
     * `mem_limit`: its hard limit, never raised; None leaves it to the controller.
     * `cpus`: the cores it occupies; None means 1.
     * `name`, `category`: what people call it (None: the command's base name), and which tasks
@@ -112,6 +119,9 @@ class TaskSpec(_Options):
     * `retries`: how often a failed attempt is tried again, 0 to 100.
     * `requeue`: False forbids to run it again when its node or the guard ended it.
     * `env`: variables beside the agent's minimal environment.
+    * `mem_exact`: True keeps what is set aside at `mem`, whatever was learned.
+    * `input_size`: the size of what it reads, by which tasks of one category are told apart.
+    * `oom_group`: True ends all its processes at the hard limit, not the biggest only.
     * `cwd`: its directory on the node, a relative one taken from here; None: the attempt's own.
 
     Example: `TaskSpec(["align", "s1.fq"], mem="2GiB", time_limit="1h")`.
@@ -138,7 +148,11 @@ class TaskSpec(_Options):
             "no_requeue": not self.requeue,
             "environment": dict(self.env),
         }
-        if self.mem is not None:
+        fields["memory_exact"] = self.mem_exact
+        fields["oom_group"] = self.oom_group
+        if self.input_size is not None:
+            fields["input_bytes"] = size_bytes(self.input_size, "input_size")
+        if self.mem is not None and self.mem != "auto":
             fields["memory_request_bytes"] = size_bytes(self.mem, "mem")
         if self.mem_limit is not None:
             fields["memory_limit_bytes"] = size_bytes(self.mem_limit, "mem_limit")

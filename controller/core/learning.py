@@ -6,8 +6,8 @@ size of a need once for each change of what is known, however many tasks wait wi
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 
 from controller.core.growth import (
     Curves,
@@ -23,6 +23,7 @@ from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskSta
 from controller.core.needs import Need, rounded_up
 from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
 
+RUNTIMES_MAX = 32  # of a category, the latest
 OFFER_KEPT_NS = 30 * SECOND_NS
 DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
 # A size from one of these is a guess about a category of which nothing was seen.
@@ -49,6 +50,7 @@ class Outcomes:
     failed: int = 0  # by themselves
     out_of_memory: int = 0  # at a limit of their own
     spared: int = 0  # for want of memory, by no fault of theirs
+    runtimes_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RUNTIMES_MAX))
 
 
 @dataclass(slots=True)
@@ -216,9 +218,10 @@ class Learning:
         match attempt.outcome:
             case TaskState.SUCCEEDED:
                 outcomes.succeeded += 1
-                runtime_ns = attempt.ended_at_ns - attempt.started_at_ns
+                runtime_ns = max(1, attempt.ended_at_ns - attempt.started_at_ns)
                 if peak_bytes > 0 and attempt.started_at_ns:
-                    self.sizing.observe(ask, peak_bytes, max(1, runtime_ns))
+                    outcomes.runtimes_ns.append(runtime_ns)
+                    self.sizing.observe(ask, peak_bytes, runtime_ns)
             case TaskState.OUT_OF_MEMORY if attempt.oom_cause in OWN_FAULTS:
                 outcomes.out_of_memory += 1
                 reached_bytes = reached(attempt)

@@ -194,6 +194,7 @@ def _write_sample(
         row[PERCENT] = 100.0 * used / total
         row[FOREIGN] = max(0, used - _tasks_used(cluster, slot))
         cluster.table.total_bytes[slot] = total
+        cluster.table.measured(slot)
     cluster.table.intake_stopped[slot] = sample.intake_stopped
     if sample.HasField("swap_total_bytes") and sample.HasField("swap_used_bytes"):
         swap_total, swap_used = sample.swap_total_bytes, sample.swap_used_bytes

@@ -207,6 +207,14 @@ class Cluster:
         for stream in OutputStream:
             self.tails.drop(TailKey(task_id, task.attempt, stream.value))
 
+    def note_freed(self, task: Task) -> None:
+        """Note that what a placed task used is free again, before a sample can show it.
+
+        Else its memory would count as that of others until the next sample, and wait so long.
+        """
+        used_bytes = self.ledger.read(self.reservations[task.id]).used_bytes
+        self.table.freed_bytes[self.nodes[task.node_id].slot] += used_bytes
+
     def set_aside(self, reservation: MemoryReservation) -> None:
         """Set memory aside for something that is not a task.
 

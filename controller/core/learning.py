@@ -139,16 +139,17 @@ class Learning:
         if size.basis is Basis.DECLARED and (need.declared_bytes or 0) > most_bytes:
             # Its user may know better than we: it waits for a larger node, and says so.
             size_bytes = need.declared_bytes or 0
-        return Decision(size_bytes, expected.peak_bytes, size.basis, reason)
+        peak_bytes = max(expected.peak_bytes, need.used_bytes)
+        return Decision(size_bytes, peak_bytes, size.basis, reason)
 
     def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
         """Return what is set aside at first of a size that a task may outgrow, and why."""
-        if need.whole:
-            whole_bytes = max(size.memory_bytes, expected.peak_bytes)
-            return whole_bytes, "; all of it is set aside, as the guard ended it before"
         if need.reached_bytes:
             return size.memory_bytes, ""
         first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
+        if need.whole:
+            whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
+            return whole_bytes, "; all it is expected to use, as the guard ended it before"
         share = 100.0 * self.policy.rest_share
         return first_bytes, f"; {share:.0f} % of what is expected is set aside at first"
 

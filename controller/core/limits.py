@@ -44,7 +44,8 @@ class Limits:
     # Attempts that memory ended by no fault of the task's are not counted among those; far more of
     # them than a cluster in order ever causes, so that none goes on without end.
     memory_spared_max: int = 100
-    memory_spared_delay_ns: int = 1 * SECOND_NS  # before the next one: the node needs air first
+    # Before the next one; not after the guard's own, who has made room already.
+    memory_spared_delay_ns: int = 1 * SECOND_NS
 
     # Tasks.
     tasks_open_max: int = 200_000
@@ -94,8 +95,11 @@ class Limits:
     memory_limits: MemoryLimits = MemoryLimits.STRICT
     # The share of what a running task is still expected to grow by that is promised to others too.
     overcommit_share: float = 1.0 - GrowthPolicy().rest_share
-    pilots_max: int = 1  # placed at once of a category of which nothing is known
-    pilot_ns: int = 1 * SECOND_NS  # how long one must have run to say anything about the others
+    # Placed at once of a category of which nothing is known; a wrong guess costs an attempt where
+    # limits are strict, and little where a task may outgrow it.
+    pilots_max: int = 1
+    pilots_elastic_max: int = 3
+    pilot_ns: int = 500 * MILLISECOND_NS  # how long one has run before it tells about the others
     categories_max: int = 2_000  # of which what was learned is kept; the longest unused goes first
     category_attempts_max: int = 64  # kept of each, and read again at the start
 

@@ -54,6 +54,7 @@ class NodeTable:
         self.gpus = np.zeros(nodes_max, dtype=np.int64)
         self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
         self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
+        self.freed_bytes = np.zeros(nodes_max, dtype=np.int64)  # by ended tasks, since the sample
         self.intake_stopped = np.zeros(nodes_max, dtype=np.bool_)  # its guard wants nothing new
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
         self.ids: list[str | None] = [None] * nodes_max
@@ -125,6 +126,7 @@ class NodeTable:
         self.cpus_used[slot] = 0.0
         self.gpus_used[slot] = 0
         self.intake_stopped[slot] = False
+        self.freed_bytes[slot] = 0
         del self._facts[slot]
         self._matching.clear()
 
@@ -144,6 +146,14 @@ class NodeTable:
                 self._matching.clear()
             self._matching[constraint] = known
         return known
+
+    def measured(self, slot: int) -> None:
+        """Note a new sample: it shows what ended tasks have left."""
+        if self.machines_shared:
+            for other in self.neighbours(slot):
+                self.freed_bytes[other] = 0
+        else:
+            self.freed_bytes[slot] = 0
 
     def silent_slots(self, since_ns: int) -> list[int]:
         """Return the slots of nodes last heard of at since_ns or before."""

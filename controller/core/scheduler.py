@@ -193,6 +193,7 @@ class Scheduler:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
         cluster.learning.offer(results.now_ns, largest_size_bytes(results.offers))
+        elastic = cluster.limits.memory_limits is MemoryLimits.ELASTIC
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
         quotas = Quotas(
             cluster.accounts.task_counts(),
@@ -201,7 +202,7 @@ class Scheduler:
             cluster.accounts.memory_bytes() if cluster.limits.fair_share else None,
             dict(cluster.category_tasks),
             cluster.learning.is_guess,
-            cluster.limits.pilots_max,
+            cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
         )
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
         cluster.refusals = placements.refused

@@ -112,6 +112,7 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     )
     commands.append(SaveAttempt(ended))
     cluster.learning.ended(task, ended)
+    cluster.note_freed(task)
     for stream, tail in (
         (OutputStream.STDOUT, event.stdout_tail),
         (OutputStream.STDERR, event.stderr_tail),
@@ -229,7 +230,8 @@ def after_out_of_memory(
         guard_kills=task.guard_kills + by_guard,
     )
     again += "; by no fault of its own: again, not counted"
-    return _requeue(cluster, task, again, now_ns + cluster.limits.memory_spared_delay_ns)
+    delay_ns = 0 if by_guard else cluster.limits.memory_spared_delay_ns
+    return _requeue(cluster, task, again, now_ns + delay_ns if delay_ns else 0)
 
 
 def _hopeless(cluster: Cluster, task: Task, reached_bytes: int) -> str | None:

@@ -187,7 +187,7 @@ class Learning:
         clock.seen_ns = now_ns
         clock.peak_bytes = max(clock.peak_bytes, used_bytes)
         self.curves.observe(key, clock.elapsed_ns, used_bytes)
-        ask = _ask(task)
+        ask = sizing_ask(task)
         is_pilot = not self._runs(task.spec.category)
         if is_pilot and now_ns - task.started_at_ns >= self.limits.pilot_ns:
             self.sizing.observe_live(ask, clock.peak_bytes, clock.elapsed_ns)
@@ -269,7 +269,8 @@ def reached(attempt: Attempt) -> int:
     return attempt.memory_peak_bytes
 
 
-def _ask(task: Task) -> Ask:
+def sizing_ask(task: Task) -> Ask:
+    """Return what sizing is asked about a task."""
     spec = task.spec
     return Ask(
         spec.category,

@@ -31,6 +31,8 @@ from controller.store.tables import (
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 # Rows of one statement, largest first; 512 tasks are 17,408 values, SQLite's bound is 32,766.
 _ROWS_PER_STATEMENT = (512, 128, 16, 4, 1)
+# Up to so many changed rows a plain UPDATE for each is the quickest.
+ROWS_ONE_BY_ONE = 8
 
 
 def compiled(statement: sa.ClauseElement) -> str:
@@ -109,6 +111,18 @@ INSERT_TASKS = _insert(tasks)
 INSERT_TASK_SPECS = _insert(task_specs)
 # What has changed in tasks that are there already: id, then TASK_PROGRESS.
 UPDATE_TASKS = RowsStatement(1 + len(TASK_PROGRESS), _update_tasks)
+
+
+
+@cache
+def update_task() -> str:
+    """Change one task that is there already. Values: TASK_PROGRESS, then its id."""
+    values: dict[str, sa.BindParameter[object]] = {
+        column.name: sa.bindparam(f"new_{column.name}") for column in TASK_PROGRESS
+    }
+    return compiled(sa.update(tasks).where(tasks.c.id == sa.bindparam("key")).values(values))
+
+
 SAVE_ATTEMPTS = _insert_or_replace(attempts)
 SAVE_OUTPUTS = _insert_or_replace(outputs)
 SAVE_NODES = _insert_or_replace(nodes)

@@ -91,6 +91,11 @@ class GuardSettings:
     freeze_lookahead_ns: int = 200 * MILLISECOND_NS
     # Nothing grows into the last room beyond this: one look and the time a freeze needs to work.
     end_lookahead_ns: int = 60 * MILLISECOND_NS
+    # A task that stays frozen so long, and longer than it had run, is better run again: on another
+    # node, or when there is room.
+    frozen_max_ns: int = 30 * SECOND_NS
+    # All tasks waited for memory for this share of the last moments: as good as full.
+    psi_full_max_percent: float = 40.0
     # A task is thawed only into room for this long a growth, so that it does not flap.
     thaw_lookahead_ns: int = 600 * MILLISECOND_NS
     # After a victim: its memory is back after 50-300 ms, and until then the node looks full.
@@ -103,6 +108,10 @@ class GuardSettings:
     intake_ns: int = 1 * SECOND_NS
     # A task that outgrew what was expected is taken to grow by this factor more.
     outgrown_factor: float = 1.15
+    # Of what an older task is expected to need, this share is kept free of younger ones' growth,
+    # and no more than it grows in this time: the rest is often not used, or when others are gone.
+    claim_share: float = 0.25
+    claim_ns: int = 1 * SECOND_NS
     # A victim must give back this share of what is missing, or it would be killed for nothing.
     victim_share: float = 0.25
     # New tasks can begin to grow between two looks: so much per second is always reckoned with.
@@ -123,9 +132,8 @@ class _Plan:
     view: NodeView
     room_bytes: float  # left until the margin
     movable: list[GuardedTask]  # not paused by their users, in the order of their worth
-    assured: list[GuardedTask]  # these can all run to their expected peaks at once
-    slack_bytes: float  # left when they have
-    safe: bool  # some task that is not paused can end within the room
+    assured: list[GuardedTask]  # what is kept for them fits; or only the worthiest
+    slack_bytes: float  # left beside that
 
 
 class Guard:
@@ -137,8 +145,8 @@ class Guard:
         self._hold_until_ns: int | None = None
         self._ending: set[Key] = set()  # killed, and still in the view
         self._asked: tuple[Key, int] | None = None  # and when its time is over
-        self._runner: Key | None = None  # who goes on while the state is not safe
         self._growth: dict[Key, float] = {}  # of frozen tasks, from before they were
+        self._frozen_at_ns: dict[Key, int] = {}
 
     def look(self, view: NodeView) -> tuple[Step, ...]:
         """Return what to do now, in the order to do it. Cost: a few passes over the tasks.
@@ -149,6 +157,9 @@ class Guard:
         self._ending &= keys
         self._growth = {
             task.key: self._growth.get(task.key, 0.0) for task in view.tasks if task.frozen
+        }
+        self._frozen_at_ns = {
+            key: self._frozen_at_ns.get(key, view.now_ns) for key in self._growth
         }
         plan = self._plan(view)
         steps: list[Step] = []
@@ -187,6 +198,12 @@ class Guard:
             return 0.0
         return task.used_bytes * (self.settings.outgrown_factor - 1)
 
+    def _claim(self, task: GuardedTask) -> float:
+        """Return the room that is kept for a task."""
+        settings = self.settings
+        soon = self._slope(task) * settings.claim_ns / SECOND_NS
+        return min(self._rest(task) * settings.claim_share, soon)
+
     def _plan(self, view: NodeView) -> _Plan:
         """Hand what is left to the tasks, the oldest first, as long as it covers all they need."""
         movable = [t for t in view.tasks if not t.paused and t.key not in self._ending]
@@ -195,21 +212,11 @@ class Guard:
         slack = room
         assured: list[GuardedTask] = []
         for task in movable:
-            rest = self._rest(task)
-            if rest <= slack:
+            claim = self._claim(task)
+            if claim <= slack:
                 assured.append(task)
-                slack -= rest
-        # One that needs nothing more and does not grow is no proof that anything will end.
-        safe = any(self._rest(task) or not task.frozen for task in assured)
-        if safe or not movable:
-            self._runner = None
-        else:
-            runner = next((t for t in movable if t.key == self._runner), None)
-            if runner is None:
-                runner = min(movable, key=lambda t: (self._rest(t), _worth(t)))
-            self._runner = runner.key
-            assured, slack = [runner], 0.0
-        return _Plan(view, room, movable, assured, max(0.0, slack), safe)
+                slack -= claim
+        return _Plan(view, room, movable, assured or movable[:1], max(0.0, slack))
 
     # ------------------------------------------------------------ down the ladder
     def _freeze(self, plan: _Plan, steps: list[Step]) -> set[Key]:
@@ -225,7 +232,12 @@ class Guard:
         frozen: set[Key] = set()
         others = [task for task in growing if task.key not in assured]
         ahead = settings.freeze_lookahead_ns / SECOND_NS
-        while others and sum(map(self._slope, others)) * ahead > plan.slack_bytes:
+        running = sum(not task.frozen for task in plan.movable)
+        while (
+            others
+            and running - len(frozen) > 1
+            and sum(map(self._slope, others)) * ahead > plan.slack_bytes
+        ):
             self._freeze_one(
                 plan,
                 others.pop(),
@@ -251,6 +263,7 @@ class Guard:
     ) -> None:
         frozen.add(task.key)
         self._growth[task.key] = task.growth_bytes_per_second
+        self._frozen_at_ns[task.key] = plan.view.now_ns
         steps.append(self._step(StepKind.FREEZE, plan, task, why))
 
     def _is_asked(self, task: GuardedTask) -> bool:
@@ -270,10 +283,15 @@ class Guard:
                 return True
         if self._hold_until_ns is not None and view.now_ns < self._hold_until_ns:
             return bool(self._ending)
-        if self._ending or not plan.movable or (going and not view.stalled):
+        overdue = self._overdue(plan)
+        if self._ending or not plan.movable or (going and not self._is_full(view) and not overdue):
             return False
-        victim = self._victim(plan)
-        why = "no task can go on within the room that is left, and this is the cheapest to redo"
+        if going and not self._is_full(view):
+            victim = overdue[-1]
+            why = "it has been frozen for longer than it ran, and there is no room for it"
+        else:
+            victim = self._victim(plan)
+            why = "no task can go on in the room that is left, and this is the cheapest to redo"
         if self._slope(victim) * settings.ask_ns / SECOND_NS <= plan.room_bytes:
             self._asked = (victim.key, view.now_ns + settings.ask_ns)
             self._hold_until_ns = view.now_ns + settings.hold_ns
@@ -282,12 +300,29 @@ class Guard:
             self._kill(plan, victim, why, steps)
         return True
 
+    def _is_full(self, view: NodeView) -> bool:
+        waits = view.psi_full_percent or 0.0
+        return view.stalled or (
+            waits >= self.settings.psi_full_max_percent and self._room(view) <= 0
+        )
+
+    def _overdue(self, plan: _Plan) -> list[GuardedTask]:
+        """Return the frozen tasks for which it would be cheaper to run again than to wait on."""
+        now_ns = plan.view.now_ns
+        return [
+            task
+            for task in plan.movable
+            if (since := self._frozen_at_ns.get(task.key)) is not None
+            and now_ns - since >= max(self.settings.frozen_max_ns, since - task.started_at_ns)
+            and not task.no_requeue
+        ]
+
     def _victim(self, plan: _Plan) -> GuardedTask:
         """Return the task that costs least to run again and gives back enough."""
-        keep = plan.assured[0]
-        candidates = [t for t in plan.view.tasks if t.key not in self._ending]
-        if len(candidates) > 1:
-            candidates = [t for t in candidates if t.key != keep.key]
+        keep = plan.movable[0]
+        candidates = [task for task in plan.view.tasks if task.key not in self._ending]
+        if any(task.key != keep.key and not task.no_requeue for task in candidates):
+            candidates = [task for task in candidates if task.key != keep.key]
         enough = self.settings.victim_share * self._rest(keep)
         return min(
             candidates,
@@ -332,7 +367,7 @@ class Guard:
                 others += slope
             everyone += slope
             thawed = True
-            self._growth.pop(task.key, None)
+            del self._growth[task.key], self._frozen_at_ns[task.key]
             why = f"{_mib(plan.room_bytes)} are free for it again"
             steps.append(self._step(StepKind.THAW, plan, task, why))
         return thawed
@@ -344,7 +379,7 @@ class Guard:
         limit = settings.intake_ns / SECOND_NS * (2 if self.intake_stopped else 1)
         tight = (
             acted
-            or plan.view.stalled
+            or self._is_full(plan.view)
             or any(task.frozen for task in plan.movable)
             or plan.room_bytes <= 0
             or (seconds is not None and seconds < limit)

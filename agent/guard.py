@@ -91,9 +91,10 @@ class GuardSettings:
     freeze_lookahead_ns: int = 200 * MILLISECOND_NS
     # Nothing grows into the last room beyond this: one look and the time a freeze needs to work.
     end_lookahead_ns: int = 60 * MILLISECOND_NS
-    # A task that stays frozen so long, and longer than it had run, is better run again: on another
-    # node, or when there is room.
-    frozen_max_ns: int = 30 * SECOND_NS
+    # A task that stays frozen so long, and longer than it had run, is better run again; so long
+    # where its memory lets another frozen task go on, and so long where it only waits.
+    frozen_crowd_ns: int = 2 * SECOND_NS
+    frozen_alone_ns: int = 30 * SECOND_NS
     # All tasks waited for memory for this share of the last moments: as good as full.
     psi_full_max_percent: float = 40.0
     # A task is thawed only into room for this long a growth, so that it does not flap.
@@ -105,7 +106,7 @@ class GuardSettings:
     # Slower growth than this is noise of measuring: no one is frozen for it.
     growth_min_bytes_per_second: float = 4.0 * MIB
     # Intake stops when the node is foreseen full so soon, and opens at twice that.
-    intake_ns: int = 1 * SECOND_NS
+    intake_ns: int = 300 * MILLISECOND_NS
     # A task that outgrew what was expected is taken to grow by this factor more.
     outgrown_factor: float = 1.15
     # Of what an older task is expected to need, this share is kept free of younger ones' growth,
@@ -308,12 +309,14 @@ class Guard:
 
     def _overdue(self, plan: _Plan) -> list[GuardedTask]:
         """Return the frozen tasks for which it would be cheaper to run again than to wait on."""
-        now_ns = plan.view.now_ns
+        now_ns, settings = plan.view.now_ns, self.settings
+        crowd = len(self._frozen_at_ns) > 1
+        least_ns = settings.frozen_crowd_ns if crowd else settings.frozen_alone_ns
         return [
             task
             for task in plan.movable
             if (since := self._frozen_at_ns.get(task.key)) is not None
-            and now_ns - since >= max(self.settings.frozen_max_ns, since - task.started_at_ns)
+            and now_ns - since >= max(least_ns, since - task.started_at_ns)
             and not task.no_requeue
         ]
 

@@ -37,14 +37,39 @@ class Policy:
 
     growth: GrowthPolicy = field(default_factory=GrowthPolicy)
     guard: GuardSettings | None = DEFAULT_SETTINGS
-    order: str = "id"
+    order: str = "id"  # or "size": what asks most goes first
     learn: bool = True
     slots: int = 8
     tell_expected: bool = True
 
 
+POLICIES: dict[str, Policy] = {
+    "default": Policy(),
+    # No overcommit: the expected peak is set aside in full; the guard has next to nothing to do.
+    "peak reserved": Policy(GrowthPolicy(rest_share=1.0)),
+    "share 0.7": Policy(GrowthPolicy(rest_share=0.7)),
+    "share 0.35": Policy(GrowthPolicy(rest_share=0.35)),
+    "share 0.2": Policy(GrowthPolicy(rest_share=0.2)),
+    "quantile 0.75": Policy(GrowthPolicy(quantile=0.75)),
+    "quantile 0.9": Policy(GrowthPolicy(quantile=0.9)),
+    # The guard keeps nothing, a share, or all that older tasks may need free of younger ones.
+    "claim nothing": Policy(guard=GuardSettings(claim_share=0.0)),
+    "claim half": Policy(guard=GuardSettings(claim_share=0.5)),
+    "banker": Policy(guard=GuardSettings(claim_share=1.0, claim_ns=3_600_000_000_000)),
+    # Waiting frozen against running again.
+    "wait long": Policy(guard=GuardSettings(frozen_crowd_ns=30_000_000_000)),
+    "wait short": Policy(guard=GuardSettings(frozen_crowd_ns=500_000_000)),
+    # The order of waiting tasks, and no guard or no learning at all.
+    "largest first": Policy(order="size"),
+    "no guard": Policy(guard=None),
+    "nothing learned": Policy(learn=False),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
+    """What came of a run."""
+
     makespan_s: float
     guard_kills: int
     kernel_kills: int

@@ -21,6 +21,7 @@ TINY = {
     "throughput": "--tasks 5",
     "latency": "--count 3 --pause 0 --warm-up 1",
     "peers": "--tasks 5",
+    "sim_memory": "--tasks 6 --seeds 1 --modes none",
 }
 SECONDS_MAX = 30.0
 

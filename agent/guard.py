@@ -93,7 +93,7 @@ class GuardSettings:
     end_lookahead_ns: int = 60 * MILLISECOND_NS
     # A task that stays frozen so long, and longer than it had run, is better run again; so long
     # where its memory lets another frozen task go on, and so long where it only waits.
-    frozen_crowd_ns: int = 2 * SECOND_NS
+    frozen_crowd_ns: int = 5 * SECOND_NS
     frozen_alone_ns: int = 30 * SECOND_NS
     # All tasks waited for memory for this share of the last moments: as good as full.
     psi_full_max_percent: float = 40.0

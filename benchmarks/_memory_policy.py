@@ -58,7 +58,7 @@ POLICIES: dict[str, Policy] = {
     "banker": Policy(guard=GuardSettings(claim_share=1.0, claim_ns=3_600_000_000_000)),
     # Waiting frozen against running again.
     "wait long": Policy(guard=GuardSettings(frozen_crowd_ns=30_000_000_000)),
-    "wait short": Policy(guard=GuardSettings(frozen_crowd_ns=500_000_000)),
+    "wait short": Policy(guard=GuardSettings(frozen_crowd_ns=1_000_000_000)),
     # The order of waiting tasks, and no guard or no learning at all.
     "largest first": Policy(order="size"),
     "no guard": Policy(guard=None),

@@ -34,7 +34,7 @@ def row(name: str, family: str, mode: str, runs: list[Outcome]) -> str:
     """Return one line of the table: medians, and the sums that have to be nothing."""
 
     def middle(field: str) -> float:
-        return statistics.median(getattr(run, field) for run in runs)
+        return float(statistics.median(getattr(run, field) for run in runs))
 
     makespans = [run.makespan_s for run in runs]
     return (

@@ -22,13 +22,14 @@ from controller.core.growth import (
     reserved_now,
 )
 from controller.core.peaks import Peaks
-from controller.core.sizing import Ask, Sizing
+from controller.core.sizing import Ask, Basis, Size, Sizing
 
 SAMPLE_NS = 250_000_000
 REPORT_NS = 10_000_000
 START_NS = 30_000_000
 SECONDS_MAX = 300
-DEFAULT_BYTES = 1 << 30
+PILOT_NS = 500_000_000  # how long a task of a new category has run before it tells of the others
+GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Policy:
     order: str = "id"  # or "size": what asks most goes first
     learn: bool = True
     slots: int = 8
+    pilots: int = 3  # of a category of which nothing was seen
     tell_expected: bool = True
 
 
@@ -63,6 +65,8 @@ POLICIES: dict[str, Policy] = {
     "largest first": Policy(order="size"),
     "no guard": Policy(guard=None),
     "nothing learned": Policy(learn=False),
+    "one pilot": Policy(pilots=1),
+    "no pilots": Policy(pilots=99),
 }
 
 
@@ -93,7 +97,7 @@ class Controller:
         self.node, self.policy = node, policy
         self.sizing = Sizing()
         self.curves = Curves(policy.growth)
-        self._learned: dict[Ask, tuple[int, int, Peaks | None]] = {}
+        self._learned: dict[Ask, tuple[int, Size, Peaks | None]] = {}
         self.waiting = [_Waiting(work) for work in works]
         self.levels = {work.task_id: levels_of(work) for work in works}
         self.starting: list[tuple[int, Attempt]] = []
@@ -167,7 +171,8 @@ class Controller:
             self.peak[key] = max(self.peak.get(key, 0), attempt.used_bytes)
             elapsed = self.node.now_ns - attempt.started_ns - attempt.frozen_ns
             self.curves.observe(key, elapsed, attempt.used_bytes)
-            self.sizing.observe_live(_ask(attempt.work), attempt.used_bytes, elapsed)
+            if elapsed >= PILOT_NS:
+                self.sizing.observe_live(_ask(attempt.work), attempt.peak_bytes, elapsed)
 
     def _expected(self, attempt: Attempt) -> Expectation:
         if not self.policy.learn:
@@ -193,6 +198,8 @@ class Controller:
         for line in self._ordered():
             if len(on_node) >= policy.slots:
                 break
+            if self._waits_for_pilots(line, on_node):
+                continue
             expected = expected_first(self._peaks(line.work), policy.growth)
             first = reserved_first(self._size(line.work), expected, policy.growth)
             if line.need_bytes:
@@ -203,19 +210,26 @@ class Controller:
             room -= first
             self._place(line, first, expected, on_node)
 
+    def _waits_for_pilots(self, line: _Waiting, on_node: list[Attempt]) -> bool:
+        category = line.work.category
+        if line.need_bytes or self._known(line.work)[1].basis not in GUESSES:
+            return False
+        count = sum(attempt.work.category == category for attempt in on_node)
+        return count >= self.policy.pilots
+
     def _size(self, work: Work) -> int:
-        return self._known(work)[1]
+        return self._known(work)[1].memory_bytes
 
     def _peaks(self, work: Work) -> Peaks | None:
         return self._known(work)[2]
 
-    def _known(self, work: Work) -> tuple[int, int, Peaks | None]:
+    def _known(self, work: Work) -> tuple[int, Size, Peaks | None]:
         """Return what sizing says of a task, asked anew when its category has changed."""
         ask = _ask(work)
         version = self.sizing.version(work.category)
         kept = self._learned.get(ask)
         if kept is None or kept[0] != version:
-            size = self.sizing.size(ask, self.node.capacity_bytes).memory_bytes
+            size = self.sizing.size(ask, self.node.capacity_bytes)
             kept = self._learned[ask] = (version, size, self.sizing.peaks(ask))
         return kept
 

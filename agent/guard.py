@@ -103,6 +103,8 @@ class GuardSettings:
     hold_ns: int = 300 * MILLISECOND_NS
     # How long a task that was asked to end may take before it is killed.
     ask_ns: int = 500 * MILLISECOND_NS
+    # A slope measured after a thaw has the pause in it: the one from before holds for so long too.
+    slope_memory_ns: int = 400 * MILLISECOND_NS
     # Slower growth than this is noise of measuring: no one is frozen for it.
     growth_min_bytes_per_second: float = 4.0 * MIB
     # Intake stops when the node is foreseen full so soon, and opens at twice that.
@@ -148,6 +150,7 @@ class Guard:
         self._asked: tuple[Key, int] | None = None  # and when its time is over
         self._growth: dict[Key, float] = {}  # of frozen tasks, from before they were
         self._frozen_at_ns: dict[Key, int] = {}
+        self._thawed: dict[Key, tuple[float, int]] = {}  # growth before, and until when it holds
 
     def look(self, view: NodeView) -> tuple[Step, ...]:
         """Return what to do now, in the order to do it. Cost: a few passes over the tasks.
@@ -161,6 +164,9 @@ class Guard:
         }
         self._frozen_at_ns = {
             key: self._frozen_at_ns.get(key, view.now_ns) for key in self._growth
+        }
+        self._thawed = {
+            key: kept for key, kept in self._thawed.items() if key in keys and view.now_ns < kept[1]
         }
         plan = self._plan(view)
         steps: list[Step] = []
@@ -187,7 +193,10 @@ class Guard:
 
     def _slope(self, task: GuardedTask) -> float:
         """Return how fast a task grows, or grew when it was frozen."""
-        slope = self._growth.get(task.key, 0.0) if task.frozen else task.growth_bytes_per_second
+        if task.frozen:
+            slope = self._growth.get(task.key, 0.0)
+        else:
+            slope = max(task.growth_bytes_per_second, self._thawed.get(task.key, (0.0, 0))[0])
         return slope if slope >= self.settings.growth_min_bytes_per_second else 0.0
 
     def _rest(self, task: GuardedTask) -> float:
@@ -263,7 +272,8 @@ class Guard:
         self, plan: _Plan, task: GuardedTask, why: str, frozen: set[Key], steps: list[Step]
     ) -> None:
         frozen.add(task.key)
-        self._growth[task.key] = task.growth_bytes_per_second
+        self._growth[task.key] = self._slope(task)
+        self._thawed.pop(task.key, None)
         self._frozen_at_ns[task.key] = plan.view.now_ns
         steps.append(self._step(StepKind.FREEZE, plan, task, why))
 
@@ -370,7 +380,9 @@ class Guard:
                 others += slope
             everyone += slope
             thawed = True
-            del self._growth[task.key], self._frozen_at_ns[task.key]
+            until_ns = plan.view.now_ns + settings.slope_memory_ns
+            self._thawed[task.key] = (self._growth.pop(task.key), until_ns)
+            del self._frozen_at_ns[task.key]
             why = f"{_mib(plan.room_bytes)} are free for it again"
             steps.append(self._step(StepKind.THAW, plan, task, why))
         return thawed

@@ -17,7 +17,8 @@ from agent.guard import Guard, GuardedTask, NodeView, Step, StepKind
 MIB = 1 << 20
 STEP_NS = 10_000_000
 STEP_S = STEP_NS / 1e9
-SLOPE_NS = 200_000_000  # slopes are over at least this long
+SLOPE_NS = 400_000_000  # slopes are over at most this long, and so many looks
+SLOPE_LOOKS = 15
 FREEZE_LATENCY_NS = 20_000_000
 # Two cores fault in so much; when tasks want more, all that grow get on more slowly.
 FAULT_BYTES_PER_STEP = int(3.0 * (1 << 30) * STEP_S)
@@ -55,12 +56,10 @@ class Attempt:
         return self.levels[int(self.progress)] - self.used_bytes
 
     def slope(self, now_ns: int) -> float:
-        """Return bytes per second since the last look that is at least SLOPE_NS old."""
-        old = self.seen[0] if self.seen else (self.started_ns, 0)
-        for when, used in self.seen:
-            if now_ns - when < SLOPE_NS:
-                break
-            old = (when, used)
+        """Return bytes per second since the oldest look of the window, 0 at the first."""
+        if not self.seen:
+            return 0.0
+        old = next((seen for seen in self.seen if now_ns - seen[0] <= SLOPE_NS), self.seen[-1])
         elapsed = now_ns - old[0]
         return (self.used_bytes - old[1]) / elapsed * 1e9 if elapsed > 0 else 0.0
 
@@ -159,17 +158,15 @@ class Node:
             self.steps.append((self.now_ns, step))
             self._carry_out(step)
         for attempt in self.running:
-            attempt.seen = [*attempt.seen[-40:], (self.now_ns, attempt.used_bytes)]
-        self._seen = [*self._seen[-40:], (self.now_ns, view.used_bytes)]
+            attempt.seen = [*attempt.seen[1 - SLOPE_LOOKS :], (self.now_ns, attempt.used_bytes)]
+        self._seen = [*self._seen[1 - SLOPE_LOOKS :], (self.now_ns, view.used_bytes)]
         self._next_look_ns = self.now_ns + guard.next_look_ns(view)
 
     def _view(self) -> NodeView:
         used = self.used_bytes()
-        old = self._seen[0] if self._seen else (0, 0)
-        for when, size in self._seen:
-            if self.now_ns - when < SLOPE_NS:
-                break
-            old = (when, size)
+        now_ns = self.now_ns
+        recent = (seen for seen in self._seen if now_ns - seen[0] <= SLOPE_NS)
+        old = next(recent, self._seen[-1] if self._seen else (now_ns, used))
         elapsed = self.now_ns - old[0]
         return NodeView(
             self.now_ns,
@@ -207,7 +204,6 @@ class Node:
                 attempt.freeze_at_ns = self.now_ns + FREEZE_LATENCY_NS
             elif step.kind is StepKind.THAW:
                 attempt.frozen, attempt.freeze_at_ns = False, None
-                attempt.seen = []
             else:
                 attempt.dying_by = "guard"
                 attempt.frozen, attempt.freeze_at_ns = False, None

@@ -32,6 +32,10 @@ MIB = 1 << 20
 SECOND_NS = 1_000_000_000
 LOOK_MIN_NS = 10_000_000
 LOOK_MAX_NS = SECOND_NS
+LOOKS_FAILED_MAX = 4  # in a row; then nobody would act on a stall
+# The last moments before the end of memory are worth more samples, at any growth that is no noise.
+HURRY_SECONDS = 2.0
+HURRY_GROWTH_BYTES_PER_SECOND = 4.0 * MIB
 # Without a guard only the shortness of memory is noted, and it holds for twice as long.
 UNGUARDED_LOOK_NS = SECOND_NS
 # The machine is not filled to the last byte: its kernel kills before. Half of what placement
@@ -70,6 +74,9 @@ class Guardable(Protocol):
 
     def settle_capacity(self) -> None:
         """Try again to hold what was above the capacity when it was set."""
+
+    def suspend_capacity(self, suspended: bool) -> None:
+        """Let the capacity go for now, so that nothing stalls at its end, or hold it again."""
 
     def hold(self, key: Key, frozen: bool) -> bool:
         """Freeze an attempt or let go; return whether anything changed."""
@@ -111,8 +118,8 @@ class Guarding:
         self._own_slope, self._machine_slope = Slope(), Slope()
         self._slopes: dict[Key, Slope] = {}
         self._short_at_ns: int | None = None
-        self._is_broken = False
-        self.hurried = False  # the last look asked for another one soon
+        self._looks_failed = 0  # in a row
+        self.hurried = False  # the guard acts, or memory is foreseen to be full soon
         self._thread: threading.Thread | None = None
         self._wake = -1
 
@@ -125,13 +132,18 @@ class Guarding:
         """Measure, let the guard decide, carry it out; return nanoseconds to the next look."""
         try:
             pause_ns = self._look()
-            self._is_broken = False
         except Exception:
             # Whatever it was: without the next look tasks that stall would do so for ever.
-            if not self._is_broken:
+            self._looks_failed += 1
+            if self._looks_failed == 1:
                 LOG.exception("the guard cannot look, trying again")
-            self._is_broken = True
-            pause_ns = LOOK_MAX_NS // 4
+            if self._looks_failed == LOOKS_FAILED_MAX:
+                LOG.error("no capacity is held until the guard can look: nothing would end a stall")
+                self._running.suspend_capacity(True)
+            return LOOK_MAX_NS // 4
+        if self._looks_failed >= LOOKS_FAILED_MAX:
+            self._running.suspend_capacity(False)
+        self._looks_failed = 0
         return pause_ns
 
     def start(self) -> None:
@@ -173,7 +185,7 @@ class Guarding:
         for step in self._guard.look(view):
             self._carry_out(step)
         pause_ns = min(max(self._guard.next_look_ns(view), LOOK_MIN_NS), LOOK_MAX_NS)
-        self.hurried = view.stalled or pause_ns <= SECOND_NS // 20
+        self.hurried = is_pressing(view)
         return pause_ns
 
     def _read_machine(self) -> MemoryReading | None:
@@ -265,6 +277,19 @@ def machine_margin_bytes(total_bytes: int) -> int:
     """Return how much of the machine's memory is never given to tasks."""
     margin = max(MACHINE_MARGIN_MIN_BYTES, round(MACHINE_MARGIN_RATIO * total_bytes))
     return min(margin, round(MACHINE_MARGIN_MAX_RATIO * total_bytes))
+
+
+def is_pressing(view: NodeView) -> bool:
+    """Return whether the guard holds or loses something, or will within HURRY_SECONDS."""
+    if view.stalled or any(task.frozen for task in view.tasks):
+        return True
+    growth = max(
+        view.growth_bytes_per_second,
+        sum(max(0.0, task.growth_bytes_per_second) for task in view.tasks),
+    )
+    if growth < HURRY_GROWTH_BYTES_PER_SECOND:
+        return False
+    return view.limit_bytes - view.used_bytes < growth * HURRY_SECONDS
 
 
 def _room_in_a_second(bound: tuple[int, int, float]) -> float:

@@ -75,6 +75,7 @@ class Running:
         self._attempts: dict[Key, Attempt] = {}
         self._capacity_bytes: int | None = None
         self._capacity_owed = False
+        self._capacity_suspended = False
 
     def __contains__(self, key: object) -> bool:
         return key in self._attempts
@@ -271,8 +272,14 @@ class Running:
             with self._lock:
                 self._set_capacity()
 
+    def suspend_capacity(self, suspended: bool) -> None:
+        """Let the capacity go for now, so that nothing stalls at its end, or hold it again."""
+        with self._lock:
+            self._capacity_suspended = suspended
+            self._set_capacity()
+
     def _set_capacity(self) -> None:
-        wanted = self._capacity_bytes
+        wanted = None if self._capacity_suspended else self._capacity_bytes
         try:
             in_force = self._enforcement.set_capacity(wanted)
         except EnforcementError as error:

@@ -250,3 +250,12 @@ def test_a_group_takes_its_whole_tree_only_when_asked() -> None:
     bench.running.limit(Group("one"), LAUNCH)
     bench.running.limit(Group("all"), replace(LAUNCH, oom_group=True))
     assert bench.kernel.oom_groups == ["all"]
+
+
+def test_a_suspended_capacity_is_held_again_as_it_was_last_set() -> None:
+    bench = Bench()
+    bench.running.set_capacity(GIB)
+    bench.running.suspend_capacity(True)
+    bench.running.set_capacity(2 * GIB)
+    bench.running.suspend_capacity(False)
+    assert bench.kernel.capacities == [GIB, None, None, 2 * GIB]

@@ -32,6 +32,15 @@ MIB = 1 << 20
 SECOND_NS = 1_000_000_000
 LOOK_MIN_NS = 10_000_000
 LOOK_MAX_NS = SECOND_NS
+# While nothing presses, looks take at most one part in this many of the agent's time, though never
+# longer apart than LOOK_SHARED_MAX_NS: tasks that surge meanwhile stall at the capacity.
+LOOK_SHARE = 64
+LOOK_SHARED_MAX_NS = 250_000_000
+# How long a reading serves: the kernel renews its averages each 2 s; a machine with much more room
+# than the node's share cannot become the tighter bound at once.
+PSI_KEPT_NS = 500_000_000
+MACHINE_KEPT_NS = 250_000_000
+MACHINE_SURGE_BYTES = 1_024 * MIB
 LOOKS_FAILED_MAX = 4  # in a row; then nobody would act on a stall
 # The last moments before the end of memory are worth more samples, at any growth that is no noise.
 HURRY_SECONDS = 2.0
@@ -106,6 +115,7 @@ class Guarding:
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
+        cpu_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
         """`guard` None only notes shortness. `tell` is called in the thread, before or after the
         step is carried out; see the module."""
@@ -115,6 +125,11 @@ class Guarding:
         self._tell = tell
         self._clock_ns = clock_ns
         self._wall_ns = wall_ns
+        self._cpu_ns = cpu_ns
+        self._reading: MemoryReading | None = None
+        self._read_at_ns = 0
+        self._psi: float | None = None
+        self._psi_at_ns: int | None = None
         self._own_slope, self._machine_slope = Slope(), Slope()
         self._slopes: dict[Key, Slope] = {}
         self._short_at_ns: int | None = None
@@ -174,29 +189,24 @@ class Guarding:
                 self._running.clear_stall()
 
     def _look(self) -> int:
-        now_ns = self._clock_ns()
-        reading = self._read_machine()
+        now_ns, began_ns = self._clock_ns(), self._cpu_ns()
         if self._guard is None:
-            self._note_shortness(now_ns, reading, self._running.psi_full_percent())
+            self._read_machine(now_ns)
+            self._note_shortness(now_ns)
             return UNGUARDED_LOOK_NS
         self._running.settle_capacity()
-        view = self._view(now_ns, reading)
-        self._note_shortness(now_ns, reading, view.psi_full_percent)
+        view = self._view(now_ns)
+        self._note_shortness(now_ns)
         for step in self._guard.look(view):
             self._carry_out(step)
         pause_ns = min(max(self._guard.next_look_ns(view), LOOK_MIN_NS), LOOK_MAX_NS)
         self.hurried = is_pressing(view)
+        if not self.hurried:
+            shared_ns = (self._cpu_ns() - began_ns) * LOOK_SHARE
+            pause_ns = max(pause_ns, min(shared_ns, LOOK_SHARED_MAX_NS))
         return pause_ns
 
-    def _read_machine(self) -> MemoryReading | None:
-        try:
-            return self._machine()
-        except MemoryUnreadable as error:
-            LOG.error("the machine's memory is not watched reason=%s", error)
-            return None
-
-    def _view(self, now_ns: int, reading: MemoryReading | None) -> NodeView:
-        own = self._running.node_memory()
+    def _view(self, now_ns: int) -> NodeView:
         slopes, self._slopes = self._slopes, {}
 
         def growth(key: Key, used_bytes: int) -> float:
@@ -204,13 +214,14 @@ class Guarding:
             return slope.add(now_ns, used_bytes)
 
         tasks = self._running.guarded(growth)
+        own = self._running.node_memory()
         bounds: list[tuple[int, int, float]] = []
         if own.limit_bytes is not None:
             own_growth = self._own_slope.add(now_ns, own.used_bytes)
             bounds.append((own.used_bytes, own.limit_bytes, own_growth))
-        if reading is not None:
+        if (reading := self._kept_machine(now_ns, own)) is not None:
             used_bytes = reading.total_bytes - reading.available_bytes
-            machine_growth = self._machine_slope.add(now_ns, used_bytes)
+            machine_growth = self._machine_slope.add(self._read_at_ns, used_bytes)
             limit_bytes = reading.total_bytes - machine_margin_bytes(reading.total_bytes)
             bounds.append((used_bytes, limit_bytes, machine_growth))
         if not bounds:
@@ -222,9 +233,33 @@ class Guarding:
             limit_bytes=limit_bytes,
             growth_bytes_per_second=node_growth,
             stalled=own.stalled,
-            psi_full_percent=self._running.psi_full_percent(),
+            psi_full_percent=self._kept_psi(now_ns),
             tasks=tasks,
         )
+
+    def _kept_machine(self, now_ns: int, own: NodeMemory) -> MemoryReading | None:
+        """Return a reading of the machine, a little old when it is not the tighter bound by far."""
+        reading = self._reading
+        if reading is None or own.limit_bytes is None:
+            return self._read_machine(now_ns)
+        room_bytes = reading.available_bytes - machine_margin_bytes(reading.total_bytes)
+        is_far = room_bytes - (own.limit_bytes - own.used_bytes) >= MACHINE_SURGE_BYTES
+        if is_far and now_ns - self._read_at_ns < MACHINE_KEPT_NS:
+            return reading
+        return self._read_machine(now_ns)
+
+    def _read_machine(self, now_ns: int) -> MemoryReading | None:
+        try:
+            self._reading, self._read_at_ns = self._machine(), now_ns
+        except MemoryUnreadable as error:
+            LOG.error("the machine's memory is not watched reason=%s", error)
+            self._reading = None
+        return self._reading
+
+    def _kept_psi(self, now_ns: int) -> float | None:
+        if self._psi_at_ns is None or now_ns - self._psi_at_ns >= PSI_KEPT_NS:
+            self._psi, self._psi_at_ns = self._running.psi_full_percent(), now_ns
+        return self._psi
 
     def _carry_out(self, decided: Step) -> None:
         step = GuardStep(
@@ -260,13 +295,12 @@ class Guarding:
                 step.kind.name, *key, error,
             )  # fmt: skip
 
-    def _note_shortness(
-        self, now_ns: int, reading: MemoryReading | None, psi_full_percent: float | None
-    ) -> None:
+    def _note_shortness(self, now_ns: int) -> None:
+        reading, psi = self._reading, self._kept_psi(now_ns)
         is_short = reading is not None and (
             reading.available_bytes <= SHORT_AVAILABLE_RATIO * reading.total_bytes
         )
-        if is_short or (psi_full_percent is not None and psi_full_percent >= SHORT_PSI_PERCENT):
+        if is_short or (psi is not None and psi >= SHORT_PSI_PERCENT):
             self._short_at_ns = now_ns
 
 

@@ -63,6 +63,7 @@ class Attempt:
     user_paused: bool = False
     guard_frozen: bool = False
     ending: bool = False  # the loop has sent SIGTERM or SIGKILL
+    seen: GuardedTask | None = None  # at the guard's last look
 
 
 class Running:
@@ -198,19 +199,7 @@ class Running:
             attempts = list(self._attempts.values())
             used = self._enforcement.usages([attempt.group for attempt in attempts])
         return tuple(
-            GuardedTask(
-                key=(launch := attempt.launch).key,
-                used_bytes=used_bytes,
-                growth_bytes_per_second=growth(launch.key, used_bytes),
-                started_at_ns=attempt.began_ns,
-                request_bytes=launch.memory_request_bytes,
-                expected_peak_bytes=launch.memory_expected_peak_bytes,
-                priority=launch.priority,
-                no_requeue=launch.no_requeue,
-                frozen=attempt.guard_frozen,
-                paused=attempt.user_paused or attempt.ending,
-                elastic=launch.memory_elastic,
-            )
+            _seen(attempt, used_bytes, growth(attempt.launch.key, used_bytes))
             for attempt, used_bytes in zip(attempts, used, strict=True)
         )
 
@@ -287,3 +276,31 @@ class Running:
             self._capacity_owed = False
             return
         self._capacity_owed = wanted is not None and in_force is not None and in_force > wanted
+
+
+def _seen(attempt: Attempt, used_bytes: int, growth: float) -> GuardedTask:
+    """Return what the guard sees; most tasks are as they were, which is cheaper to find out."""
+    paused = attempt.user_paused or attempt.ending
+    seen = attempt.seen
+    if (
+        seen is None
+        or seen.used_bytes != used_bytes
+        or seen.growth_bytes_per_second != growth
+        or seen.frozen != attempt.guard_frozen
+        or seen.paused != paused
+    ):
+        launch = attempt.launch
+        seen = attempt.seen = GuardedTask(
+            key=launch.key,
+            used_bytes=used_bytes,
+            growth_bytes_per_second=growth,
+            started_at_ns=attempt.began_ns,
+            request_bytes=launch.memory_request_bytes,
+            expected_peak_bytes=launch.memory_expected_peak_bytes,
+            priority=launch.priority,
+            no_requeue=launch.no_requeue,
+            frozen=attempt.guard_frozen,
+            paused=paused,
+            elastic=launch.memory_elastic,
+        )
+    return seen

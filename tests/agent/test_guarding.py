@@ -15,7 +15,11 @@ from agent.guard import GuardedTask, NodeView, Step, StepKind
 from agent.guarding import (
     LOOK_MAX_NS,
     LOOK_MIN_NS,
+    LOOK_SHARE,
+    LOOK_SHARED_MAX_NS,
     LOOKS_FAILED_MAX,
+    MACHINE_KEPT_NS,
+    PSI_KEPT_NS,
     SHORT_AVAILABLE_RATIO,
     SHORT_HOLDS_NS,
     UNGUARDED_LOOK_NS,
@@ -115,12 +119,16 @@ class Script:
 class Bench:
     """A guarding with a hand clock over a machine of 16 GiB with half of it free."""
 
+    look_cost_ns = 0
+
     def __init__(self, script: Script | None = None, *, guarded: bool = True) -> None:
         self.node = FakeNode({ONE: 100 * MIB})
         self.script = script or Script()
         self.machine: MemoryReading | None = MemoryReading(16 * GIB, 8 * GIB, 0, 0)
         self.told: list[GuardStep] = []
         self.now_ns = 10**12
+        self.cpu_ns = 0
+        self.machine_reads = 0
         self.guarding = Guarding(
             self.script if guarded else None,
             self.node,
@@ -128,9 +136,15 @@ class Bench:
             self._tell,
             clock_ns=lambda: self.now_ns,
             wall_ns=lambda: 5,
+            cpu_ns=self._cpu,
         )
 
+    def _cpu(self) -> int:
+        self.cpu_ns += self.look_cost_ns
+        return self.cpu_ns
+
     def _read(self) -> MemoryReading:
+        self.machine_reads += 1
         if self.machine is None:
             raise MemoryUnreadable("gone")
         return self.machine
@@ -171,19 +185,51 @@ def test_the_bound_that_is_reached_first_is_seen() -> None:
     assert bench.look().limit_bytes == GIB
     # Another program leaves the machine less than the capacity has left.
     bench.machine = MemoryReading(16 * GIB, GIB, 0, 0)
-    view = bench.look()
+    view = bench.look(MACHINE_KEPT_NS)
     assert view.limit_bytes == 16 * GIB - machine_margin_bytes(16 * GIB)
     assert view.used_bytes == 15 * GIB
 
 
 def test_a_machine_that_fills_fast_counts_before_a_smaller_room_that_stands_still() -> None:
     bench = Bench()
-    bench.machine = MemoryReading(16 * GIB, 4 * GIB, 0, 0)
+    bench.machine = MemoryReading(16 * GIB, 2 * GIB, 0, 0)
     assert bench.look().limit_bytes == GIB
-    bench.machine = MemoryReading(16 * GIB, 3 * GIB, 0, 0)
+    bench.machine = MemoryReading(16 * GIB, 2 * GIB - 200 * MIB, 0, 0)
     view = bench.look()
     assert view.limit_bytes > GIB
-    assert view.growth_bytes_per_second == 10 * GIB
+    assert view.growth_bytes_per_second == 2_000 * MIB
+
+
+def test_a_machine_with_much_more_room_is_read_only_now_and_then() -> None:
+    bench = Bench()
+    for _ in range(10):
+        bench.look(MACHINE_KEPT_NS // 5)
+    assert bench.machine_reads == 2
+    bench.machine = MemoryReading(16 * GIB, 2 * GIB, 0, 0)
+    bench.look(MACHINE_KEPT_NS)
+    for _ in range(3):
+        bench.look(MACHINE_KEPT_NS // 5)
+    assert bench.machine_reads == 6
+
+
+@pytest.mark.parametrize(
+    ("cost_ns", "grown_mib", "pause_ns"),
+    [
+        (0, 0, 20_000_000),
+        (1_000_000, 0, LOOK_SHARE * 1_000_000),
+        (100_000_000, 0, LOOK_SHARED_MAX_NS),
+        (1_000_000, 100, 20_000_000),
+    ],
+)
+def test_looks_that_cost_much_are_rarer_while_nothing_presses(
+    cost_ns: int, grown_mib: int, pause_ns: int
+) -> None:
+    bench = Bench(Script(pause_ns=20_000_000))
+    bench.look_cost_ns = cost_ns
+    bench.look()
+    bench.node.used[ONE] += grown_mib * MIB
+    bench.now_ns += SECOND_NS // 10
+    assert bench.guarding.look() == pause_ns
 
 
 def test_without_a_capacity_the_machine_is_the_bound() -> None:
@@ -319,8 +365,9 @@ def test_shortness_of_the_machine_is_remembered_for_a_while(
     bench.guarding.look()
     assert bench.guarding.memory_was_short() is short
     bench.machine, bench.node.psi = MemoryReading(16 * GIB, 8 * GIB, 0, 0), None
+    bench.now_ns += PSI_KEPT_NS
     bench.guarding.look()
-    bench.now_ns += SHORT_HOLDS_NS
+    bench.now_ns += SHORT_HOLDS_NS - PSI_KEPT_NS
     assert bench.guarding.memory_was_short() is short
     bench.now_ns += 1
     assert not bench.guarding.memory_was_short()

@@ -30,6 +30,22 @@ def test_nothing_needs_to_be_said() -> None:
     assert (settings.memory_capacity_bytes, settings.cpus) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("flags", "environment", "guard"),
+    [
+        ([], {}, True),
+        (["--guard", "off"], {}, False),
+        (["--guard", "on"], {"MASS_AGENT_GUARD": "off"}, True),
+        ([], {"MASS_AGENT_GUARD": "off"}, False),
+        ([], {"MASS_AGENT_GUARD": "true"}, True),
+    ],
+)
+def test_the_guard_is_on_unless_it_is_switched_off(
+    flags: list[str], environment: dict[str, str], guard: bool
+) -> None:
+    assert parse_settings(flags, environment).guard is guard
+
+
 def test_another_machine_needs_insecure() -> None:
     for address in ("10.0.0.1:7461", "head:7461"):
         with pytest.raises(SettingRefused, match=f"controller {address} is on another machine"):

@@ -101,10 +101,11 @@ def test_service_works_below_the_folder_systemd_gives_it() -> None:
 
 def test_dump_reads_back_as_the_same_settings(tmp_path: Path) -> None:
     environment = {"MASS_AGENT_MEMORY": "2GiB", "HOME": "/h"}
-    words = ["--name", "n", "--controller", "localhost:1", "--insecure"]
+    words = ["--name", "n", "--controller", "localhost:1", "--insecure", "--guard", "off"]
     text = show_config(["dump", *words], environment)
     assert 'memory = "2GiB"  # MASS_AGENT_MEMORY\n' in text
     assert "insecure = true  # --insecure\n" in text
+    assert "guard = false  # --guard\n" in text
     assert "# cpus is not set\n" in text
     assert {line.split(" = ")[0] for line in text.splitlines() if "#" not in line[:1]} <= set(KEYS)
     assert tomllib.loads(text)["name"] == "n"

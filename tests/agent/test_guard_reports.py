@@ -11,7 +11,7 @@ from support.lone_agent import Agent
 
 from agent import connection as connection_module
 from agent.attempt import GuardStep, GuardStepKind, Key
-from agent.outbox import FAST_INTERVAL_NS, STEPS_MAX
+from agent.outbox import STEPS_MAX
 
 KIB = 1 << 10
 
@@ -142,23 +142,6 @@ async def test_the_capacity_of_the_welcome_is_held_and_none_leaves_it_as_it_is(
     stream.end()
     await (await controller.welcomed()).until_samples(1)
     assert agent.runner.capacity_bytes == 512 * KIB
-
-
-async def test_memory_that_moves_and_a_hurried_guard_are_sampled_four_times_a_second(
-    agent: Agent, controller: FakeController
-) -> None:
-    slowly = agent_pb2.Sampling(sample_interval=duration(5), heartbeat_interval=duration(60))
-    stream = await controller.welcomed(sampling=slowly)
-    stream.send(assign(1))
-    await stream.until_reports(1)
-    assert agent.outbox.offer_sample() == 5_000_000_000
-    agent.runner.used[1, 1] = 1 << 40
-    agent.outbox._readings_kept_ns = 0
-    assert agent.outbox.offer_sample() == FAST_INTERVAL_NS
-    agent.outbox._moved_at_ns -= 2_000_000_000
-    assert agent.outbox.offer_sample() == 5_000_000_000
-    agent.outbox._is_hurried = lambda: True
-    assert agent.outbox.offer_sample() == FAST_INTERVAL_NS
 
 
 async def test_an_elastic_attempt_has_no_limit_but_the_users_own(

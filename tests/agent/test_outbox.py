@@ -12,17 +12,30 @@ from mass.v1 import agent_pb2
 from support.fake_controller import FakeRunner
 
 from agent import wire
-from agent.attempt import Acknowledged, Assigned, Assignment, Exited, Key, Outcome, StartSucceeded
+from agent.attempt import (
+    Acknowledged,
+    Assigned,
+    Assignment,
+    Exited,
+    GuardStep,
+    GuardStepKind,
+    Key,
+    Outcome,
+    StartSucceeded,
+)
 from agent.attempts import Attempts
 from agent.deadband import is_full_soon, is_news
 from agent.follower import Follower
 from agent.memory import MemoryReading, MemoryUnreadable
 from agent.outbox import (
+    CALM_NS,
+    FAST_INTERVAL_NS,
     LOG_REQUESTS_MAX,
     REPORTS_GAP_NS,
     REPORTS_PER_BATCH_MAX,
     RESEND_NS,
     START_PATIENCE_NS,
+    STEPS_PER_BATCH_MAX,
     Outbox,
 )
 from agent.sampler import Sample, Sampler
@@ -78,7 +91,13 @@ class Bench:
         assert isinstance(self.attempts.runner, FakeRunner)
         self.runner = self.attempts.runner
         self.sampler = StillSampler(self.work_dir)
-        self.outbox = Outbox(self.attempts, self.sampler, clock_ns=lambda: self.now_ns)
+        self.hurried = False
+        self.outbox = Outbox(
+            self.attempts,
+            self.sampler,
+            is_hurried=lambda: self.hurried,
+            clock_ns=lambda: self.now_ns,
+        )
 
     def open(self) -> None:
         """Open a stream and take its first sample."""
@@ -254,6 +273,41 @@ async def test_what_stands_still_is_sent_each_heartbeat(bench: Bench) -> None:
         if bench.kinds():
             sent_at.append(second)
     assert sent_at == [10, 20, 30]
+
+
+async def test_every_sample_is_sent_fast_while_the_guard_is_hurried(bench: Bench) -> None:
+    bench.open()
+    bench.now_ns += SECOND_NS
+    assert bench.outbox.offer_sample() == SECOND_NS
+    assert bench.kinds() == []
+    bench.hurried = True
+    assert bench.outbox.offer_sample() == FAST_INTERVAL_NS
+    assert bench.kinds() == ["samples"]
+
+
+async def test_memory_of_tasks_that_moves_is_sampled_fast_until_it_is_calm(bench: Bench) -> None:
+    bench.run((1, 1))
+    bench.open()
+    bench.now_ns += SECOND_NS
+    bench.outbox.offer_sample()
+    bench.runner.used[1, 1] += GIB
+    bench.now_ns += SECOND_NS
+    assert bench.outbox.offer_sample() == FAST_INTERVAL_NS
+    bench.now_ns += CALM_NS - 1
+    assert bench.outbox.offer_sample() == FAST_INTERVAL_NS
+    bench.now_ns += 1
+    assert bench.outbox.offer_sample() == SECOND_NS
+
+
+async def test_steps_of_the_guard_go_out_behind_a_sample_before_reports(bench: Bench) -> None:
+    bench.run((1, 1))
+    bench.open()
+    bench.runner.end((1, 1), exit_code=0)
+    step = GuardStep(5, GuardStepKind.STOP_INTAKE, None, 90, 100)
+    for _ in range(STEPS_PER_BATCH_MAX + 1):
+        bench.attempts.on_step(step)
+    assert bench.outbox.patience_ns() == 0
+    assert bench.kinds() == ["samples", "guard_steps", "guard_steps", "reports"]
 
 
 async def test_nothing_is_offered_without_a_stream(bench: Bench) -> None:

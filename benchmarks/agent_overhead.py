@@ -130,7 +130,7 @@ async def look(pid: int, stream: Stream, tasks: int, seconds: float) -> list[Fig
         Figure("agent's share of a core", percent, "%", CORE_PERCENT_MAX),
         Figure("agent's resident memory", resident_mib(pid), "MiB", RSS_MIB_MAX),
         Figure("samples received", len(taken) / elapsed, "/s", 0.9 / SAMPLE_SECONDS, True),
-        Figure("steps of the guard", acted, "", None),
+        Figure("steps of the guard", acted, "steps"),
     ]
 
 

@@ -107,6 +107,19 @@ def test_a_frozen_task_goes_on_when_there_is_room() -> None:
     assert (StepKind.THAW, 3) in told(steps)
 
 
+def test_a_growth_is_remembered_across_a_pause() -> None:
+    """What is measured right after a thaw has the pause in it and says that nothing grows."""
+    guard = Guard()
+    oldest, late = task(1, 2_000), task(2, 1_900, 900)
+    assert (StepKind.FREEZE, 2) in told(guard.look(view(oldest, late, used_bytes=3_930 * MIB)))
+    held = view(oldest, frozen(late), at_ms=100_500, used_bytes=3_000 * MIB)
+    assert (StepKind.THAW, 2) in told(guard.look(held))
+    again = view(oldest, replace(late, growth_bytes_per_second=0.0), at_ms=100_520)
+    assert (StepKind.FREEZE, 2) in told(guard.look(replace(again, used_bytes=3_930 * MIB)))
+    later = replace(again, now_ns=102_000 * MILLISECOND_NS, used_bytes=3_930 * MIB)
+    assert (StepKind.FREEZE, 2) not in told(guard.look(later))
+
+
 def test_what_its_user_paused_is_neither_frozen_nor_thawed() -> None:
     steps = Guard().look(view(task(1, 1_500, 900), task(2, 1_500), task(3, 930, 900, paused=True)))
     assert (StepKind.FREEZE, 3) not in told(steps)

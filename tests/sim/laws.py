@@ -62,7 +62,9 @@ class Laws:
         self.executions[key] = Execution(machine.node_id)
         self._alive[key[0]] = key
         reserved = sum(
-            self.world.disk.tasks[other[0]].spec.memory_request_bytes for other in machine.processes
+            self.world.disk.tasks[other[0]].memory_size_bytes
+            for other in machine.processes
+            if not self.world.disk.tasks[other[0]].memory_elastic
         )
         capacity = self.world.capacity_bytes
         _demand(reserved <= capacity, f"{reserved} bytes run on {machine.node_id} of {capacity}")
@@ -219,8 +221,13 @@ class Laws:
         ledger = cluster.ledger
         for node_id, record in cluster.nodes.items():
             reserved = int(ledger.reserved_bytes[record.slot])
-            wanted = sum(cluster.tasks[i].spec.memory_request_bytes for i in record.task_ids)
-            _demand(reserved == wanted, f"{reserved} bytes reserved on {node_id} for {wanted}")
+            placed = [cluster.tasks[i] for i in sorted(record.task_ids)]
+            wanted = sum(task.memory_size_bytes for task in placed if not task.memory_elastic)
+            exact = not any(task.memory_elastic for task in placed)
+            _demand(
+                reserved == wanted if exact else reserved >= wanted,
+                f"{reserved} bytes reserved on {node_id} for {wanted}",
+            )
             capacity = int(ledger.capacity_bytes[record.slot])
             _demand(reserved <= capacity, f"{reserved} bytes reserved on {node_id} of {capacity}")
 

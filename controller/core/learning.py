@@ -223,7 +223,7 @@ class Learning:
                 if peak_bytes > 0 and attempt.started_at_ns:
                     outcomes.runtimes_ns.append(runtime_ns)
                     self.sizing.observe(ask, peak_bytes, runtime_ns)
-            case TaskState.OUT_OF_MEMORY if attempt.oom_cause in OWN_FAULTS:
+            case TaskState.OUT_OF_MEMORY if by_own_fault(attempt):
                 outcomes.out_of_memory += 1
                 reached_bytes = reached(attempt)
                 if reached_bytes > 0:
@@ -258,15 +258,20 @@ class Learning:
         assert len(self.outcomes) <= self.limits.categories_max
 
 
+def by_own_fault(attempt: Attempt) -> bool:
+    """Say whether an attempt that memory ended had outgrown a limit of its own.
+
+    One without a limit can only have lost a child, or its life, to the node's.
+    """
+    return attempt.oom_cause in OWN_FAULTS and attempt.memory_limit_bytes is not None
+
+
 def reached(attempt: Attempt) -> int:
-    """Return the most an attempt reached that memory ended: its peak, or the limit it hit.
+    """Return the most an attempt reached that outgrew its own limit: its peak, or that limit.
 
     The kernel ends it within a page of its limit, and a peak that was sampled may have missed it.
     """
-    limit_bytes = attempt.memory_limit_bytes or 0
-    if attempt.oom_cause in OWN_FAULTS:
-        return max(attempt.memory_peak_bytes, limit_bytes)
-    return attempt.memory_peak_bytes
+    return max(attempt.memory_peak_bytes, attempt.memory_limit_bytes or 0)
 
 
 def sizing_ask(task: Task) -> Ask:

@@ -18,7 +18,7 @@ from controller.core.commands import (
     SendStop,
 )
 from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, TasksCancelled
-from controller.core.learning import OWN_FAULTS, reached
+from controller.core.learning import by_own_fault, reached
 from controller.core.model import (
     PLACED_STATES,
     Attempt,
@@ -211,7 +211,7 @@ def after_out_of_memory(
     requeued, ends.
     """
     reason = ended.reason
-    own_fault = ended.oom_cause in OWN_FAULTS
+    own_fault = by_own_fault(ended)
     hopeless = _hopeless(cluster, task, reached(ended) if own_fault else 0)
     if hopeless is not None:
         reason += hopeless

@@ -27,6 +27,9 @@ from agent.attempt import (
     Event,
     Forgotten,
     GraceOver,
+    GuardKilled,
+    GuardStep,
+    GuardStepKind,
     Key,
     Kill,
     LeaseLost,
@@ -90,6 +93,7 @@ class Agent:
         self.follower = _NoOutput()
         self.runner = self
         self.oom_kills = 0
+        self.intake_stopped = False
         self.changed = self.world.nothing
         self._outbox = Outbox(
             cast(Any, self), cast(Any, self), clock_ns=self.world.timeline.now_ns
@@ -136,6 +140,17 @@ class Agent:
             process.vanish()
         if self.link is not None:
             self.link.close_from_agent()
+
+    def guard_kills(self) -> None:
+        """Let the guard end the youngest process, as it does when memory runs out."""
+        processes = self.machine.processes
+        if not processes:
+            return
+        key = max(processes)
+        self.world.say(f"the guard of {self.machine.node_id} ends task {key[0]} attempt {key[1]}")
+        now_ns = self.world.timeline.now_ns()
+        step = GuardStep(now_ns, GuardStepKind.KILL, key, NODE_MEMORY_BYTES, NODE_MEMORY_BYTES)
+        self.happen(GuardKilled(key, step))
 
     def leave(self) -> None:
         """End on purpose: stop everything, deliver the ends, say goodbye."""

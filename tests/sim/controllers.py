@@ -209,7 +209,7 @@ class Controller:
         self._busy = False
         self._turn_due = False
         self._pool = Pool(POOL_BYTES)
-        self.cluster = Cluster(LIMITS, RULES, self._pool)
+        self.cluster = Cluster(world.limits, RULES, self._pool)
         store = CrashingStore(self)
         stored = drive(store.load())
         self.cluster.restore(
@@ -220,6 +220,7 @@ class Controller:
             next_task_id=stored.next_task_id,
             now_ns=world.timeline.now_ns(),
         )
+        self.cluster.learn(stored.attempts)
         self.engine = DrivenEngine(self, Scheduler(self.cluster), store)
         self.service = AgentService(self.engine)
         self.streams: list[ServerStream] = []

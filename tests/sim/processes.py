@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sim.timeline import MILLISECOND_NS, SECOND_NS
 
-from agent.attempt import Assignment, Exited, Outcome
+from agent.attempt import Assignment, Evidence, Exited, Outcome
 
 if TYPE_CHECKING:
     from sim.agents import Agent
@@ -26,6 +26,8 @@ OUTCOMES = (
     ),
     (70, 5, 5, 5, 10, 5),
 )
+# What was seen around a kernel's kill: it was for the task's own limit, or for the node's.
+EVIDENCE = (Evidence(own_limit=True), Evidence(node_full=True))
 
 
 class Process:
@@ -78,6 +80,7 @@ class Process:
                 started_at_ns=self._began_ns,
                 ended_at_ns=now_ns,
             ),
+            world.chance.choice(EVIDENCE) if outcome.oom_kill_count else Evidence(),
         )
         world.timeline.after(
             world.chance.randint(0, 50 * MILLISECOND_NS), lambda: self._agent.happen(told)

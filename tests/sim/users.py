@@ -89,12 +89,18 @@ class Users:
         chance = self._world.chance
         spec = types_pb2.TaskSpec(
             command=["work"],
-            memory_request_bytes=chance.choice((64, 256, 1_024, 2_048)) * MIB,
+            # 0 declares nothing: it is sized by what is learned of its category.
+            memory_request_bytes=chance.choice((0, 64, 256, 1_024, 2_048)) * MIB,
+            category=chance.choice(("", "train", "align")),
             cpus=chance.choice((0.1, 1.0, 2.0)),
             priority=chance.choice((0, 0, 1)),
             retries=chance.choice((0, 0, 1, 3)),
             no_requeue=chance.random() < 0.1,
         )
+        if chance.random() < 0.1:
+            spec.memory_limit_bytes = 2_048 * MIB
+        if spec.memory_request_bytes and chance.random() < 0.1:
+            spec.memory_exact = True
         if chance.random() < 0.2:
             seconds = chance.choice((1, 10))
             spec.time_limit.CopyFrom(Duration(seconds=seconds))

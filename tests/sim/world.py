@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from random import Random
 
@@ -25,6 +25,7 @@ from support.stores import MemoryDisk
 
 from agent.attempt import Report
 from controller.core.commands import Command
+from controller.core.model import MemoryLimits
 from controller.core.promise import capacity_bytes
 
 STORY_LINES_KEPT = 60
@@ -47,6 +48,8 @@ DEEDS = {
     "stream breaks": 0.03,
     "machine is cut off": 0.01,
     "controller dies": 0.01,
+    "guard kills": 0.03,
+    "guard stops intake": 0.02,
     "long wait": 0.01,
 }
 ALWAYS = ("nothing", "submit")
@@ -89,6 +92,9 @@ class World:
         self.network = Network(self.timeline, self.chance)
         self.disk = MemoryDisk()
         self.reports: dict[str, list[Report]] = {}  # all that each agent ever made
+        # Half of the worlds let tasks outgrow their sizes.
+        elastic = MemoryLimits.ELASTIC if self.chance.random() < 0.5 else MemoryLimits.STRICT
+        self.limits = replace(LIMITS, memory_limits=elastic)
         self.capacity_bytes = capacity_bytes(NODE_MEMORY_BYTES, None, LIMITS)
         self.laws = Laws(self)
         self.story: deque[str] = deque(maxlen=STORY_LINES_KEPT)
@@ -229,6 +235,10 @@ class World:
             case "stream breaks" if agent is not None and agent.link is not None:
                 self.say(f"the stream of {agent.instance_id} breaks")
                 agent.link.break_silently()
+            case "guard kills" if agent is not None:
+                agent.guard_kills()
+            case "guard stops intake" if agent is not None:
+                agent.intake_stopped = not agent.intake_stopped
             case "machine is cut off":
                 away_ns = chance.randint(SECOND_NS, 250 * SECOND_NS)
                 machine.cut_off(self.timeline.now_ns() + away_ns)
@@ -246,6 +256,8 @@ class World:
         self.say("no more faults")
         for machine in self.machines:
             machine.cut_off_until_ns = 0
+            if machine.agent is not None:
+                machine.agent.intake_stopped = False
         uncordoned: Controller | None = None
         for _ in range(REST_STEPS_MAX):
             self._pass(REST_STEP_NS)

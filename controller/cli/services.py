@@ -79,6 +79,19 @@ FairShareOption = Annotated[
     ),
 ]
 
+MemoryLimitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limits", metavar="strict|elastic", help="Whether tasks may outgrow their size."
+    ),
+]
+OvercommitShareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--overcommit-share", metavar="0..1", help="Of expected growth, promised twice. [0.6]"
+    ),
+]
+
 
 def controller(
     config: ConfigOption = None,
@@ -96,6 +109,8 @@ def controller(
     sample_interval: SampleIntervalOption = None,
     user_tasks_max: UserTasksMaxOption = None,
     fair_share: FairShareOption = None,
+    memory_limits: MemoryLimitsOption = None,
+    overcommit_share: OvercommitShareOption = None,
 ) -> None:
     """Run the controller. Each flag can also be a variable (MASS_LISTEN) or a key of the file."""
     flags = {
@@ -113,6 +128,8 @@ def controller(
         "sample_interval": sample_interval,
         "user_tasks_max": user_tasks_max,
         "fair_share": fair_share,
+        "memory_limits": memory_limits,
+        "overcommit_share": overcommit_share,
     }
     with open_session():
         from controller.config import load_config

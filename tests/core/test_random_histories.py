@@ -20,10 +20,15 @@ from controller.core import explain
 from controller.core.commands import SaveAttempt, SaveTask, SendAssignment, SendFreeze
 from controller.core.dependencies import fulfils
 from controller.core.errors import MassError
+from controller.core.events import GuardActed
+from controller.core.limits import Limits
 from controller.core.model import (
     Dependency,
     DependencyKind,
+    GuardStep,
+    GuardStepKind,
     KnownAttempt,
+    MemoryLimits,
     NodeState,
     OomCause,
     OutputStream,
@@ -52,7 +57,10 @@ quarter = st.integers(0, 32)  # quarters of a GiB
 
 specs = st.builds(
     spec,
-    mem=quarter.map(lambda n: (n + 1) * GIB // 4),
+    mem=quarter.map(lambda n: (n + 1) * GIB // 4 if n % 3 else "auto"),
+    limit=st.sampled_from([None, None, None, 16 * GIB]),
+    exact=st.sampled_from([False, False, True]),
+    category=st.sampled_from(["", "train", "align"]),
     cpus=st.sampled_from([0.1, 1.0, 2.0, 64.0]),
     priority=st.integers(-1, 1),
     retries=st.integers(0, 2),
@@ -87,8 +95,10 @@ steps = st.one_of(
     st.tuples(st.just("hello"), node, st.booleans(), st.integers(0, 2)),
     st.tuples(st.just("leave"), node),
     st.tuples(st.just("sample"), node, quarter),
+    st.tuples(st.just("guard"), node, pick, st.sampled_from(GuardStepKind)),
+    st.tuples(st.just("intake stops"), node, quarter),
     st.tuples(st.just("started"), pick),
-    st.tuples(st.just("ended"), pick, st.integers(0, 7)),
+    st.tuples(st.just("ended"), pick, st.integers(0, 11)),
     st.tuples(st.just("wrong report"), pick, node, st.integers(0, 3), st.booleans()),
     st.tuples(st.just("wait"), st.sampled_from(["1s", "7s", "31s", "130s", "16m"])),
     st.tuples(st.just("restart")),
@@ -108,6 +118,10 @@ ENDS: tuple[dict[str, object], ...] = (
     {"start_error": "the agent is ending", "stopped": True},
     {"timed_out": True, "signal": 15},
     {"exit_code": None, "ended_at_ns": -(1 << 70)},
+    {"peak": GIB},
+    {"oom_kills": 1, "cause": OomCause.CHILD_ONLY, "peak": 2 * GIB},
+    {"signal": 9, "cause": OomCause.GUARD, "peak": GIB},
+    {"signal": 9, "oom_kills": 1, "cause": OomCause.BYSTANDER},
 )
 
 
@@ -115,10 +129,14 @@ ENDS: tuple[dict[str, object], ...] = (
 class History:
     """One run of a history."""
 
-    world: Harness = field(default_factory=lambda: Harness(LIMITS, RULES, 1 << 20))
+    limits: Limits = LIMITS
+    world: Harness = field(init=False)
     assigned: set[tuple[int, int]] = field(default_factory=set)
     hogs: list[Block] = field(default_factory=list)
     submits: int = 0
+
+    def __post_init__(self) -> None:
+        self.world = Harness(self.limits, RULES, 1 << 20)
 
     def run(self, ready: int, taken: list[tuple[object, ...]]) -> None:
         """Take every step, and check after each."""
@@ -183,17 +201,23 @@ class History:
                 assert not (
                     offers.open[slot]
                     and not offers.blocked[slot]
-                    and offers.promise[slot] >= task.spec.memory_request_bytes
+                    and not offers.stopped[slot]
+                    and offers.promise[slot] >= cluster.queue.shape(task.id).memory_request_bytes
                     and offers.cpus_free[slot] >= task.spec.cpus
                     and offers.gpus_free[slot] >= task.spec.gpus
                     and (not task.spec.constraint or offers.matching(task.spec.constraint)[slot])
                 ), f"task {task.id} fits slot {slot}"
 
     def is_bounded(self, task: Task) -> bool:
-        """Say whether its user or its array has as many tasks placed as it may."""
+        """Say whether its user, its array or its new category has as many placed as it may."""
         cluster, bound = self.world.cluster, task.spec.array_running_max
         of_user = cluster.accounts.task_counts().get(task.user, 0)
         of_array = cluster.arrays.placed().get(task.array_id, 0)
+        if (need := cluster.need_of(task)) is not None and cluster.learning.is_guess(need):
+            elastic = self.limits.memory_limits is MemoryLimits.ELASTIC
+            most = LIMITS.pilots_elastic_max if elastic else LIMITS.pilots_max
+            if cluster.category_tasks.get(task.spec.category, 0) >= most:
+                return True
         return of_user >= LIMITS.user_tasks_max or bool(bound and of_array >= bound)
 
     def note_assignment(self, command: SendAssignment) -> None:
@@ -323,6 +347,18 @@ class History:
         readings = {i: used // (2 * len(record.task_ids)) for i in sorted(record.task_ids)}
         self.world.sample(name, used=used, tasks=readings)
 
+    def guard(self, name: str, which: int, kind: GuardStepKind) -> None:
+        task_id = self.open_task(which)
+        attempt = self.world.task(task_id).attempt
+        step = GuardStep(self.world.now_ns, kind, task_id, attempt, 1, 2, 3.0, None, None, 4, "so")
+        self.world.turn(GuardActed(self.world.now_ns, name, (step,)))
+
+    def intake_stops(self, name: str, quarters: int) -> None:
+        record = self.world.cluster.nodes.get(name)
+        if record is not None and record.stream is not None:
+            used = min(quarters * GIB // 4, 8 * GIB)
+            self.world.sample(name, used=used, intake_stopped=True)
+
     def started(self, which: int) -> None:
         task_id = self.open_task(which)
         if self.world.task(task_id).node_id in self.world.cluster.nodes:
@@ -394,11 +430,12 @@ class History:
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(histories)
+@given(histories, st.sampled_from(MemoryLimits))
 def test_every_invariant_holds_in_any_history(
-    history: tuple[int, list[tuple[object, ...]]],
+    history: tuple[int, list[tuple[object, ...]]], memory_limits: MemoryLimits
 ) -> None:
-    first, second = History(), History()
+    limits = replace(LIMITS, memory_limits=memory_limits)
+    first, second = History(limits), History(limits)
     for run in (first, second):
         try:
             run.run(*history)

@@ -187,6 +187,9 @@ class Alerts:
         # The lately ended ones, in the order of their end.
         self._resolved: OrderedDict[AlertKey, Alert] = OrderedDict()
         self._waiting: list[AlertChange] = []  # what restore found out
+        # Results by which no rule holds, seen when no alert was active: seen again, they change
+        # nothing. The scheduler keeps results for cycles between samples.
+        self._quiet: Sequence[RuleResult] | None = None
 
     def advance(
         self,
@@ -202,11 +205,26 @@ class Alerts:
         A node or task that has gone must have been forgotten before its row is used again.
         """
         changes, self._waiting = self._waiting, []
+        if results is not self._quiet:
+            changes += self._advance(results, node_ids, now_ns, tasks)
+        changes += self._forget_resolved(now_ns)
+        return tuple(changes)
+
+    def _advance(
+        self,
+        results: Sequence[RuleResult],
+        node_ids: Sequence[str | None],
+        now_ns: int,
+        tasks: Sequence[Subject | None],
+    ) -> list[AlertChange]:
+        changes: list[AlertChange] = []
         assert len(results) == len(self._rows)
+        quiet = True
         for rows, result in zip(self._rows, results, strict=True):
             assert result.rule is rows.rule
             if rows.active_count == 0 and not result.holds.any():
                 continue
+            quiet = False
             sights = result.holds.view(np.uint8) + result.known.view(np.uint8)
             moved = self._moved(rows, sights, now_ns)
             np.putmask(rows.value[: sights.size], result.holds, result.value)
@@ -216,8 +234,8 @@ class Alerts:
                 changes.append(self._move(rows, slot, subject, _Sight(int(sights[slot])), now_ns))
             if moved:
                 rows.find_due()
-        changes += self._forget_resolved(now_ns)
-        return tuple(changes)
+        self._quiet = results if quiet else None
+        return changes
 
     def _moved(self, rows: _Rows, sights: NDArray[np.uint8], now_ns: int) -> list[int]:
         """Return the slots whose alert changes, in order."""
@@ -353,6 +371,7 @@ class Alerts:
         KEEP_FIRING is counted anew. Alerts of rules, nodes or tasks that are no more end: the next
         `advance` tells it.
         """
+        self._quiet = None
         places: dict[Subject, tuple[Scope, int]] = {Subject(): (Scope.CLUSTER, 0)}
         places.update({Subject(node_id): (Scope.NODE, slot) for node_id, slot in slots.items()})
         places.update({task: (Scope.TASK, row) for task, row in (tasks or {}).items()})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeVar
 
 from allocator.ledger import Ledger, LedgerFull
@@ -41,6 +40,7 @@ from controller.core.nodes import NodeRecord, NodeTable
 from controller.core.placement import Refusals
 from controller.core.promise import capacity_bytes
 from controller.core.queue import PendingQueue
+from controller.core.renewed import replace
 from controller.core.rules import RuleSet
 from controller.core.task_rows import TaskRows
 

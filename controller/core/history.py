@@ -6,6 +6,7 @@ Samples come here straight from the wire; nothing is kept of them as Python obje
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,16 @@ class History:
 
     def latest(self, metric: str, now_ns: int) -> Floats:
         """Return the newest values of a metric by slot, NaN where none or older than the hold."""
+        (column,) = self.latest_of((metric,), now_ns)
+        return column
+
+    def latest_of(self, metrics: Iterable[str], now_ns: int) -> list[Floats]:
+        """Return the same for several metrics, for which it is found out once what is too old."""
         stale = self.sampled_at_ns() + self._hold_ns < now_ns
-        column = self.series.latest(metric)
-        return np.where(stale, math.nan, column) if stale.any() else column
+        columns = [self.series.latest(metric) for metric in metrics]
+        if stale.any():
+            return [np.where(stale, math.nan, column) for column in columns]
+        return columns
 
     def sampled_at_ns(self) -> Ints:
         """Return when the newest sample of each slot was taken; 0 where there is none."""

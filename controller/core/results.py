@@ -57,11 +57,12 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
     table, history, ledger = cluster.table, cluster.history, cluster.ledger
     count = table.count
     sampled_at_ns = history.sampled_at_ns()
-    total = history.latest("mem_total", now_ns)
-    available = history.latest("mem_available", now_ns)
+    total, available, growth = history.latest_of(
+        ("mem_total", "mem_available", "mem_growth"), now_ns
+    )
     measured = ~(np.isnan(total) | np.isnan(available))
     whole = np.where(measured, total, table.total_bytes[:count]).astype(np.int64)
-    growth = np.nan_to_num(history.latest("mem_growth", now_ns), nan=0.0)
+    growth = np.where(np.isnan(growth), 0.0, growth)
     memory = MemoryView(
         used_slot=table.used[:count].copy(),
         measured=measured,
@@ -75,7 +76,7 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
         charged=ledger.charged_bytes[:count].copy(),
         tasks_used=ledger.used_bytes[:count].copy(),
         freed=table.freed_bytes[:count].copy(),
-        growth_per_second=growth.clip(-GROWTH_MAX, GROWTH_MAX).astype(np.int64),
+        growth_per_second=np.minimum(np.maximum(growth, -GROWTH_MAX), GROWTH_MAX).astype(np.int64),
         machines_shared=table.machines_shared,
     )
     column = _columns(cluster, memory, now_ns)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +66,7 @@ from controller.core.placement import (
     place,
 )
 from controller.core.promise import compute
+from controller.core.renewed import replace
 from controller.core.reserved import follow_use
 from controller.core.results import LIVE_METRICS, Metrics, Results, make_offers, read_metrics
 from controller.core.rules import RuleSet, blocked, evaluate
@@ -214,6 +214,8 @@ class Scheduler:
     def _keep_nodes(self, results: Results) -> None:
         """Keep a node free for tasks that others have overtaken for too long."""
         cluster, offers = self.cluster, results.offers
+        if not cluster.kept_slots and not cluster.overtaken_since_ns:
+            return
         kept_max = max(1, int(offers.open.sum()) // 4)
         taken = np.zeros(results.count, dtype=np.bool_)
         for task_id, slot in list(cluster.kept_slots.items()):

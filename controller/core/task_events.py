@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import signal as signals
 from collections import deque
-from dataclasses import replace
 
 from controller.core.cluster import Cluster, with_state
 from controller.core.commands import (
@@ -27,6 +26,7 @@ from controller.core.model import (
     Task,
     TaskState,
 )
+from controller.core.renewed import replace
 
 Commands = list[Command]
 

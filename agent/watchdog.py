@@ -49,7 +49,7 @@ class Tree:
     members: frozenset[tuple[int, int]] = frozenset()
     used_bytes: int = 0
     peak_bytes: int = 0
-    kill_count: int = 0
+    killed: set[tuple[int, int]] = field(default_factory=set)  # for being over its limit
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ class Watchdog:
 
     def oom_kills(self, group: Group) -> int:
         """Return how many processes were killed because the tree was over its limit."""
-        return self._trees[group.name].kill_count
+        return len(self._trees[group.name].killed)
 
     def signal(self, group: Group, number: int) -> int:
         """Signal every process of the tree that a fresh look finds."""
@@ -186,15 +186,17 @@ class Watchdog:
         used_bytes = sum(entry.rss_bytes for entry in members.values())
         if tree.limit_bytes is not None and used_bytes > NEAR_LIMIT * tree.limit_bytes:
             # A process that may not be read (another user's) counts with its resident size.
-            shares = {pid: proportional_bytes(pid) for pid in members}
             used_bytes = sum(
-                entry.rss_bytes if (share := shares[pid]) is None else share
-                for pid, entry in members.items()
+                entry.rss_bytes if (share := proportional_bytes(entry.pid)) is None else share
+                for entry in members.values()
             )
         tree.used_bytes = used_bytes
         tree.peak_bytes = max(tree.peak_bytes, used_bytes)
         if tree.limit_bytes is not None and used_bytes > tree.limit_bytes:
-            tree.kill_count += send_signal(members, signal.SIGKILL)
+            # By identity: on a busy machine the next look may still find one that was killed.
+            for entry in members.values():
+                if send_signal((entry.pid,), signal.SIGKILL):
+                    tree.killed.add(entry.identity)
 
     def _look(self, tree: Tree) -> dict[int, ProcessEntry]:
         processes = read_processes()

@@ -21,6 +21,7 @@ from support.fake_controller import (
     stop,
     welcome,
 )
+from support.processes import until
 
 from agent import connection as connection_module
 from agent.attempts import Attempts
@@ -139,8 +140,7 @@ async def test_a_task_is_started_reported_acknowledged_and_forgotten(
     assert (end.ended.exit_code, end.ended.stdout_tail, end.ended.stderr_tail) == (3, b"out", b"")
     assert (agent.work_dir / "reports" / "ends").stat().st_size > 0
     stream.send(acknowledge(2))
-    await settle()
-    assert agent.attempts.lifecycle.known() == ()
+    await until(lambda: agent.attempts.lifecycle.known() == ())
     assert (agent.work_dir / "reports" / "ends").stat().st_size == 0
 
 
@@ -209,7 +209,7 @@ async def test_an_end_survives_the_crash_of_its_agent(
     (report,) = await stream.until_reports(1)
     assert (report.sequence, report.ended.exit_code) == (1, 7)
     stream.send(acknowledge(1))
-    await settle()
+    await until(lambda: second.attempts.lifecycle.known() == ())
     await second.crash()
     assert (tmp_path / "reports" / "ends").stat().st_size == 0
 
@@ -333,9 +333,8 @@ async def test_what_the_welcome_forgets_is_killed_without_a_report(
     await controller.welcomed(
         acknowledged_sequence=1, forget=[agent_pb2.KnownAttempt(task_id=1, attempt=1)]
     )
-    await settle()
+    await until(lambda: agent.attempts.lifecycle.known() == ())
     assert agent.runner.signals == [("kill", (1, 1))]
-    assert agent.attempts.lifecycle.known() == ()
 
 
 @pytest.mark.parametrize(

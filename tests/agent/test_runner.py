@@ -121,9 +121,24 @@ async def test_attempt_outgrowing_its_limit_is_killed_for_memory(
     assert ended.memory_peak_bytes == 200 * MIB
 
 
+class LateWatchdog(Watchdog):
+    """Looks only once the task has printed something, and counts its looks."""
+
+    def __init__(self, stdout_path: str) -> None:
+        super().__init__("watched")
+        self._stdout = Path(stdout_path)
+        self.looks = 0
+
+    def poll(self) -> None:
+        if self._stdout.exists() and self._stdout.stat().st_size:
+            super().poll()
+            self.looks += 1
+
+
 async def test_watchdog_kills_an_attempt_over_its_limit_for_memory(tmp_path: Path) -> None:
-    async with opened(Watchdog("watched")) as node:
-        ended = await node.run(launch(tmp_path, 1, *eater(100, 100), limit_bytes=50 * MIB))
+    wanted = launch(tmp_path, 1, *eater(100, 100), limit_bytes=50 * MIB)
+    async with opened(LateWatchdog(wanted.stdout_path)) as node:
+        ended = await node.run(wanted)
     assert (ended.signal, ended.oom_kill_count) == (signal.SIGKILL, 1)
     assert 100 * MIB < ended.memory_peak_bytes < 130 * MIB
 
@@ -133,12 +148,19 @@ async def test_watchdog_counts_memory_shared_by_a_tree_once(tmp_path: Path) -> N
         "import os, time\n"
         "block = bytearray(60 << 20)\n"
         "block[::4096] = b'x' * len(block[::4096])\n"
-        "[os.fork() or time.sleep(0.8) or os._exit(0) for _ in range(3)]\n"
-        "time.sleep(0.8)\n"
+        "def stay():\n"
+        "    while not os.path.exists('go'): time.sleep(0.01)\n"
+        "[os.fork() or stay() or os._exit(0) for _ in range(3)]\n"
+        "print('up', flush=True)\n"
+        "stay()\n"
     )
-    async with opened(Watchdog("watched")) as node:
-        wanted = launch(tmp_path, 1, sys.executable, "-c", code, limit_bytes=150 * MIB)
-        ended = await node.run(wanted)
+    wanted = launch(tmp_path, 1, sys.executable, "-c", code, limit_bytes=150 * MIB)
+    watchdog = LateWatchdog(wanted.stdout_path)
+    async with opened(watchdog) as node:
+        await node.runner.start(wanted)
+        await until(lambda: watchdog.looks == 2)
+        (tmp_path / "go").touch()
+        ended = await node.ended(wanted)
     assert (ended.exit_code, ended.oom_kill_count) == (0, 0)
     assert 60 * MIB < ended.memory_peak_bytes < 150 * MIB
 
@@ -355,10 +377,12 @@ async def test_leftovers_of_a_killed_agent_are_swept(kind: str, tmp_path: Path) 
         agent.kill()
     assert is_running(grandchild), "it does not die by itself, or this test shows nothing"
     async with opened(other) as node:
-        assert not is_running(grandchild)
+        await until(lambda: not is_running(grandchild))
         wanted = launch(tmp_path, 2, "true")
         assert (await node.run(wanted)).exit_code == 0
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/**/mass-{node_name}.*"))
+    # Not by glob, which fails when other tests remove their groups while it looks.
+    names = (name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+    assert not [name for name in names if name.startswith(f"mass-{node_name}.")]
 
 
 async def test_start_on_a_parked_launcher_takes_milliseconds(

@@ -75,6 +75,7 @@ class Stored:
     next_task_id: int  # above every id that was ever committed, also of pruned tasks
     reservations: tuple[MemoryReservation, ...] = ()  # by id
     next_reservation_id: int = 1  # above every id that was ever committed
+    cluster_id: str = ""  # drawn when the store was made; a copy of it keeps it
 
 
 @dataclass(frozen=True, slots=True)

@@ -521,3 +521,27 @@ async def test_leaving_without_a_controller_keeps_the_ends_on_disk(
     async with asyncio.timeout(5):
         await agent.connection.leave("told to end", 50_000_000, 5.0)
     assert (agent.work_dir / "reports" / "ends").read_bytes().startswith(b"[1, 1, ")
+
+
+async def test_what_is_of_another_cluster_is_ended_and_never_told_to_this_one(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.05)
+    stream = await controller.welcomed(cluster_id="old")
+    stream.send(assign(1, 2))
+    await stream.until_reports(2)
+    agent.runner.end((1, 1), exit_code=7)
+    await stream.until_reports(3)
+    stream.end()
+    first = await controller.welcomed(cluster_id="new")
+    hello = first.hello()
+    assert (hello.cluster_id, len(hello.attempts)) == ("old", 2)
+    following = await controller.welcomed(cluster_id="new")
+    while following.hello().attempts:  # until the last process is gone
+        following = await controller.welcomed(cluster_id="new")
+    assert agent.runner.signals == [("kill", (2, 1))]
+    following.send(assign(1))
+    (report,) = await following.until_reports(1)
+    assert (report.task_id, report.HasField("started")) == (1, True)
+    assert first.reports() == []
+    assert (tmp_path / "reports" / "cluster").read_text() == "new"

@@ -187,6 +187,16 @@ def test_rules_check_asks_no_controller(
     assert mass("rules", "check", str(good), "-o", "json").json == [{"file": str(good), "rules": 1}]
 
 
+def test_rules_check_tells_all_mistakes(mass: Mass, tmp_path: Path) -> None:
+    bad = tmp_path / "rules.yaml"
+    rules = "".join(f"  - alert: A{n}\n    expr: nonsense > {n}\n" for n in range(25))
+    bad.write_text("groups:\n- name: g\n  rules:\n" + rules)
+    outcome = mass("rules", "check", str(bad))
+    assert outcome.code == 1
+    assert outcome.err.count("rule 'A") == 20
+    assert "20 mistakes, the first of more" in outcome.err
+
+
 def test_rules_check_names_the_place_of_a_mistake(mass: Mass, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(GOOD_RULES.replace("expr:", "epxr:"))

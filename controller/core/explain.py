@@ -207,7 +207,8 @@ def _refusal_of(
         why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
         return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
     if record.stream is None:
-        return "NOT_READY", f"the node is not connected ({record.state.value})"
+        why = "its agent has left" if record.has_left else "the node is not connected"
+        return "NOT_READY", f"{why} ({record.state.value})"
     if record.state is not NodeState.READY:
         return "NOT_READY", f"the node is {record.state.value}"
     if record.leaving_until_ns:

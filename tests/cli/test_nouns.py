@@ -43,6 +43,7 @@ def test_json_of_a_node_has_stable_keys(mass: Mass, fake: FakeController) -> Non
     assert shown == {
         "id": "n1",
         "state": "READY",
+        "state_reason": None,
         "scheduling": "ENABLED",
         "scheduling_reason": None,
         "scheduling_by": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -307,7 +308,7 @@ async def test_unknown_attempts_are_neither_terminated_nor_killed(
         ({"argv": ("/no/such",)}, "exec", "exec /no/such: No such file or directory"),
         ({"argv": ()}, "request", "the command is empty"),
         ({"working_directory": "/no"}, "chdir", "chdir /no: No such file or directory"),
-        ({"stdout_path": "/dev/null/x/y"}, "output", "output /dev/null/x: Not a directory"),
+        ({"stdout_path": "/dev/null/x/y"}, "stdout", "stdout /dev/null/x/y: Not a directory"),
         ({"memory_limit_bytes": -5}, "limit", "memory limit -5 bytes: at least 1 is needed"),
     ],
 )
@@ -324,6 +325,34 @@ async def test_start_error_names_what_failed_and_leaves_nothing(
         assert caught.value.step == step
         assert node.runner.running() == frozenset()
     assert node.exits == {}
+
+
+async def test_pipe_without_a_reader_holds_its_own_attempt_only(
+    enforcement: Enforcement, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with opened(enforcement) as node:
+        waiting = replace(launch(tmp_path, 1, "echo", "hello"), stdout_path=str(pipe))
+        starting = asyncio.create_task(node.runner.start(waiting))
+        for task_id in (2, 3):
+            assert (await node.run(launch(tmp_path, task_id, "true"))).exit_code == 0
+        assert not starting.done()
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        await starting
+        assert (await node.ended(waiting)).exit_code == 0
+        assert os.read(reader, 100) == b"hello\n"
+        os.close(reader)
+
+
+async def test_directories_of_outputs_are_made_by_the_attempt_itself(
+    enforcement: Enforcement, tmp_path: Path
+) -> None:
+    deep = tmp_path / "a" / "b" / "out"
+    async with opened(enforcement) as node:
+        wanted = replace(launch(tmp_path, 1, "echo", "hello"), stdout_path=str(deep))
+        assert (await node.run(wanted)).exit_code == 0
+    assert deep.read_text() == "hello\n"
 
 
 async def test_attempt_that_runs_is_not_started_again(

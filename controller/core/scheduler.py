@@ -30,6 +30,7 @@ from controller.core import (
     submit_events,
     task_events,
 )
+from controller.core.backfill import Room, free_at_ns
 from controller.core.cluster import Cluster, with_state
 from controller.core.commands import Command, Notify, SaveAlert, SaveTask, SendAssignment
 from controller.core.errors import LimitReached, PoolIsExhausted
@@ -193,12 +194,29 @@ class Scheduler:
             cluster.limits.user_tasks_max,
             cluster.accounts.memory_bytes() if cluster.limits.fair_share else None,
         )
+        results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
         cluster.refusals = placements.refused
         self._planned = placements.placed
         for task_id in sorted(placements.overtaken):
             cluster.overtaken_since_ns.setdefault(task_id, results.now_ns)
         self._keep_nodes(results)
+
+    def _spare_ns(self, results: Results) -> dict[int, int]:
+        """Return for each kept slot how long a task may run there and delay nobody."""
+        cluster, offers = self.cluster, results.offers
+        grace_ns = cluster.limits.cancel_grace_ns
+        spare_ns: dict[int, int] = {}
+        for task_id, slot in sorted(cluster.kept_slots.items()):
+            node_id = cluster.table.ids[slot]
+            assert node_id is not None
+            gpus = int(offers.gpus_free[slot]) if len(offers.gpus_free) else 0
+            room = Room(int(offers.promise[slot]), float(offers.cpus_free[slot]), gpus)
+            tasks = [cluster.tasks[i] for i in sorted(cluster.nodes[node_id].task_ids)]
+            free_ns = free_at_ns(cluster.queue.shape(task_id), room, tasks, grace_ns)
+            if free_ns is not None:
+                spare_ns[slot] = free_ns - grace_ns - results.now_ns
+        return spare_ns
 
     def _keep_nodes(self, results: Results) -> None:
         """Keep a node free for tasks that others have overtaken for too long."""

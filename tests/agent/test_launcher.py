@@ -201,7 +201,11 @@ async def test_output_is_appended_to_what_is_there(request_true: Request, tmp_pa
         ({"argv": ("no-such",)}, "exec", "exec no-such: No such file or directory"),
         ({"argv": ("/etc/passwd",)}, "exec", "exec /etc/passwd: Permission denied"),
         ({"working_directory": "/no"}, "chdir", "chdir /no: No such file or directory"),
-        ({"stdout_path": "/proc/no/out"}, "stdout", "stdout /proc/no/out: No such file or directory"),
+        (
+            {"stdout_path": "/proc/no/out"},
+            "stdout",
+            "stdout /proc/no/out: No such file or directory",
+        ),
         ({"stderr_path": "/"}, "stderr", "stderr /: Is a directory"),
         ({"rlimits": ((7, 9, 3),)}, "rlimit", "rlimit: Invalid argument"),
         ({"argv": ("true", "x" * 200_000)}, "exec", "exec true: Argument list too long"),

@@ -70,6 +70,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         sample_interval = "500ms"
         user_tasks_max = 7
         fair_share = false
+        fair_share_half_life = "1d"
         """,
     )
     expected = Settings(
@@ -87,6 +88,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         sample_interval_ns=500_000_000,
         user_tasks_max=7,
         fair_share=False,
+        fair_share_half_life_ns=DAY_NS,
     )
     assert load_config({}, {}, file).settings == expected
     environment = {
@@ -104,6 +106,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         "MASS_SAMPLE_INTERVAL": "500ms",
         "MASS_USER_TASKS_MAX": "7",
         "MASS_FAIR_SHARE": "no",
+        "MASS_FAIR_SHARE_HALF_LIFE": "1d",
     }
     assert load_config({}, environment).settings == expected
     assert {setting.variable for setting in SETTINGS} == environment.keys()

@@ -188,11 +188,12 @@ class Scheduler:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
+        cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)
         quotas = Quotas(
             cluster.accounts.task_counts(),
             cluster.arrays.placed(),
             cluster.limits.user_tasks_max,
-            cluster.accounts.memory_bytes() if cluster.limits.fair_share else None,
+            cluster.accounts.shares() if cluster.limits.fair_share else None,
         )
         results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)

@@ -10,7 +10,7 @@ BUILD_NEEDS := "setuptools>=77" "cffi>=1.17" "grpcio-tools>=1.80"
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test env check lint types imports proto proto-breaking c-warnings wheel-test \
-	test-c e2e sim bench clean prerequisites
+	test-c e2e sim sim-memory bench clean prerequisites
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,9 @@ e2e: env ## the tests with real processes only
 sim: env ## a simulated cluster: SEED=7 STEPS=1000 tells one story, SEEDS=5000 looks for bad ones
 	@PYTHONPATH=tests $(BIN)/python -m sim --seed $(or $(SEED),1) --steps $(or $(STEPS),300) \
 		--seeds $(or $(SEEDS),1)
+
+sim-memory: env ## memory policies on a simulated node; ARGS='--policies --families all --seeds 10'
+	@$(BIN)/python benchmarks/sim_memory.py $(ARGS)
 
 check: lint types imports proto c-warnings wheel-test ## every static check, and the wheel
 

@@ -19,7 +19,37 @@ class OomCause(Enum):
 
     UNSPECIFIED = 0
     OWN_LIMIT = 1
+    BYSTANDER = 2  # the kernel's choice when the node, or a group above it, was full
+    GUARD = 3
+    OUTSIDE = 4  # another memory killer of the machine
     CHILD_ONLY = 5
+
+
+class GuardStepKind(Enum):
+    """A rung of the guard's ladder or the way back down; the values are those of the wire."""
+
+    STOP_INTAKE = 1
+    OPEN_INTAKE = 2
+    FREEZE = 3
+    THAW = 4
+    ASK = 5
+    KILL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStep:
+    """One thing the guard did and the numbers it did it for; `key` None means the node."""
+
+    taken_at_ns: int  # since the Unix epoch
+    kind: GuardStepKind
+    key: Key | None
+    memory_used_bytes: int  # of memory_limit_bytes, the bound that was foreseen to be reached
+    memory_limit_bytes: int
+    memory_growth_bytes_per_second: float = 0.0
+    seconds_to_full: float | None = None  # None: nothing grew
+    psi_full_percent: float | None = None
+    task_memory_used_bytes: int = 0
+    reason: str = ""
 
 
 class Timer(Enum):
@@ -48,6 +78,11 @@ class Assignment:
     array_id: int = 0  # 0: it is no element of an array
     array_index: int = 0
     label: str = ""  # the task's id as people read it
+    memory_elastic: bool = False  # may outgrow its request; then the limit is the user's own
+    memory_expected_peak_bytes: int = 0  # 0: unknown
+    priority: int = 0  # higher is worth more
+    no_requeue: bool = False  # it would not run again: the guard's last choice
+    oom_group: bool = False  # the kernel ends the whole tree at the limit, not one process
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +96,16 @@ class Outcome:
     started_at_ns: int = 0  # 0: it never began
     ended_at_ns: int = 0
     start_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen around an end that the outcome does not tell; it decides the cause alone."""
+
+    own_limit: bool = False  # a kernel kill was for the attempt's own limit
+    node_full: bool = False  # a kernel kill was for the node, a group above it or the machine
+    memory_short: bool = False  # the machine was short of memory in the last moments
+    oomd_kill: bool = False  # systemd-oomd has marked the attempt's group
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +124,7 @@ class Ended:
     oom_cause: OomCause
     timed_out: bool
     stopped: bool
+    guard: GuardStep | None = None  # the guard's step that ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +182,7 @@ class Exited:
 
     key: Key
     outcome: Outcome
+    evidence: Evidence = Evidence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +213,29 @@ class GraceOver:
     """The timer between SIGTERM and SIGKILL has fired."""
 
     key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class GuardAsked:
+    """The guard has asked an attempt to end (SIGTERM), to save the node."""
+
+    key: Key
+    step: GuardStep
+
+
+@dataclass(frozen=True, slots=True)
+class GuardKilled:
+    """The guard ends an attempt to save the node; SIGKILL may already be on its way."""
+
+    key: Key
+    step: GuardStep
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeChanged:
+    """The guard lets no new attempt start for now, or lets them start again."""
+
+    stopped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +283,9 @@ Event: TypeAlias = (
     | FreezeAsked
     | TimeLimitReached
     | GraceOver
+    | GuardAsked
+    | GuardKilled
+    | IntakeChanged
     | LeaseLost
     | Leaving
     | Acknowledged

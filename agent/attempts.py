@@ -22,10 +22,16 @@ from agent.attempt import (
     Ended,
     Estranged,
     Event,
+    Evidence,
     Exited,
     Forgotten,
     Freeze,
     GraceOver,
+    GuardAsked,
+    GuardKilled,
+    GuardStep,
+    GuardStepKind,
+    IntakeChanged,
     Key,
     Kill,
     Outcome,
@@ -79,6 +85,9 @@ class Runs(Protocol):
     def running(self) -> frozenset[Key]:
         """Return the attempts whose end has not been told."""
 
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Hold all attempts together to the capacity, None for none."""
+
 
 class Attempts:
     """The attempts of this agent; `changed` is called when there is something to send."""
@@ -92,15 +101,23 @@ class Attempts:
         make_runner: Callable[[Callable[[Exit], None]], Runs],
         environment: Mapping[str, str],
         gpus: int = 0,
+        is_guarded: bool = True,
     ) -> None:
-        """Take over the ends that an earlier life could not deliver."""
+        """Take over the ends that an earlier life could not deliver.
+
+        Without a guard no capacity is held: at its end tasks would stall, and nobody would act.
+        """
         self.lifecycle = Lifecycle()
         self.follower = follower
         self.changed: Callable[[], None] = _ignore
         self.disconnect: Callable[[str], None] = _ignore_reason
+        self.stepped: Callable[[GuardStep], None] = _ignore_step
+        self.memory_was_short: Callable[[], bool] = _never
         self.oom_kills = 0
+        self.intake_stopped = False
         self._spool = spool
         self._node_id = node_id
+        self._is_guarded = is_guarded
         self._environment = task_environment(environment)
         self._gpus = gpu_names(environment, gpus)
         self._timers: dict[Key, dict[Timer, asyncio.TimerHandle]] = {}
@@ -146,8 +163,9 @@ class Attempts:
         if exit_.oom_kill_count:
             self.oom_kills += exit_.oom_kill_count
             LOG.warning(
-                "memory limit hit task=%d attempt=%d oom_kills=%d limit_bytes=%s",
+                "kernel kill for memory task=%d attempt=%d oom_kills=%d limit_bytes=%s of=%s",
                 *exit_.key, exit_.oom_kill_count, exit_.memory_limit_bytes,
+                "node" if exit_.node_full else "task",
             )  # fmt: skip
         outcome = Outcome(
             exit_code=exit_.exit_code,
@@ -157,7 +175,33 @@ class Attempts:
             started_at_ns=exit_.started_at_ns,
             ended_at_ns=exit_.ended_at_ns,
         )
-        self.handle(Exited(exit_.key, outcome))
+        evidence = Evidence(
+            own_limit=exit_.own_limit,
+            node_full=exit_.node_full,
+            memory_short=self.memory_was_short(),
+            oomd_kill=exit_.oomd_kill,
+        )
+        self.handle(Exited(exit_.key, outcome, evidence))
+
+    def on_step(self, step: GuardStep) -> None:
+        """Take what the guard does, or has done, from its thread by way of the loop."""
+        log_step(step)
+        match step.kind:
+            case GuardStepKind.STOP_INTAKE | GuardStepKind.OPEN_INTAKE:
+                self.intake_stopped = step.kind is GuardStepKind.STOP_INTAKE
+                self.handle(IntakeChanged(self.intake_stopped))
+            case GuardStepKind.ASK:
+                assert step.key is not None
+                self.handle(GuardAsked(step.key, step))
+            case GuardStepKind.KILL:
+                assert step.key is not None
+                self.handle(GuardKilled(step.key, step))
+        self.stepped(step)
+
+    def hold_capacity(self, capacity_bytes: int) -> None:
+        """Hold all attempts together to the capacity, where a guard acts at its end."""
+        if self._is_guarded:
+            self.runner.set_capacity(capacity_bytes)
 
     async def close(self) -> None:
         """Drop timers and wait for starts that are under way; the runner is closed before."""
@@ -212,6 +256,12 @@ class Attempts:
                         stderr_path=stderr_path,
                         memory_limit_bytes=assignment.memory_limit_bytes,
                         cpus=assignment.cpus,
+                        memory_request_bytes=assignment.memory_request_bytes,
+                        memory_expected_peak_bytes=assignment.memory_expected_peak_bytes,
+                        memory_elastic=assignment.memory_elastic,
+                        priority=assignment.priority,
+                        no_requeue=assignment.no_requeue,
+                        oom_group=assignment.oom_group,
                     )
                 )
         except Exception as error:
@@ -321,6 +371,32 @@ def redirected(assignment: Assignment, wanted: str, own_path: str) -> str:
     with open(own_path, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"[mass: this output goes to {path}]\n")
     return path
+
+
+def log_step(step: GuardStep) -> None:
+    """Write a step with its numbers; ends of tasks are warnings."""
+    ends = step.kind in (GuardStepKind.ASK, GuardStepKind.KILL)
+    LOG.log(
+        logging.WARNING if ends else logging.INFO,
+        "guard step=%s task=%d attempt=%d used_bytes=%d limit_bytes=%d growth_bytes_per_second=%.0f"
+        " seconds_to_full=%s psi_full_percent=%s task_used_bytes=%d reason=%r",
+        step.kind.name, *(step.key or (0, 0)), step.memory_used_bytes, step.memory_limit_bytes,
+        step.memory_growth_bytes_per_second, _shown(step.seconds_to_full),
+        _shown(step.psi_full_percent), step.task_memory_used_bytes, step.reason,
+    )  # fmt: skip
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _never() -> bool:
+    """Nobody watches yet."""
+    return False
+
+
+def _ignore_step(step: GuardStep) -> None:
+    """Nobody listens yet."""
 
 
 def _ignore() -> None:

@@ -16,76 +16,60 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import re
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
-from agent.group import EnforcementError, Group, LimitRefused
+from agent.cgroup1_node import NO_LIMIT, Cgroup1Node, OomEvents
+from agent.cgroupfs import (
+    kill_tree,
+    leftovers,
+    make_slot,
+    name_prefix,
+    processes,
+    psi_full_percent,
+    read_int,
+    read_pairs,
+    remove_empty,
+    remove_tree,
+    tree,
+    write,
+)
+from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.held import V1, HeldMemory
+from agent.hierarchy import find_hierarchy
 from agent.proctree import Life, send_signal
 
 LOG = logging.getLogger(__name__)
 
-NO_LIMIT = "-1"
 SHARES_PER_CPU = 1_024  # the kernel's default for a group
 SHARES_MIN, SHARES_MAX = 2, 262_144  # the kernel's bounds
-READ_BYTES = 65_536
-CHILDLESS_LINKS = 2  # of a directory without directories below; the kernel counts them here too
-SWEEP_SECONDS_MAX = 10.0  # for one leftover; SIGKILL takes milliseconds unless a disk hangs
-SLOTS_TRIED_MAX = 1_000  # names skipped because a group of that name could not be removed
+# How far below a limit its high-water mark may lie although the limit was hit: the kernel takes
+# small blocks of pages at once, and one that does not fit is not counted.
+MARK_SLACK_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """One mounted v1 hierarchy; `own` is this process's directory in it."""
+@dataclass(slots=True)
+class Slot:
+    """What is known of one group beyond what the kernel keeps.
 
-    mount: Path
-    own: Path
-
-
-def find_hierarchy(controller: str) -> Hierarchy:
-    """Return where a v1 controller is mounted and where this process is in it.
-
-    Raises:
-        EnforcementError: it is not mounted, or this process's group lies outside the mount.
+    `node_stalls` is what the node's group had been told when `oom_events` began to count.
     """
-    found = locate(
-        controller,
-        Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
-        Path("/proc/self/cgroup").read_text(encoding="utf-8"),
-    )
-    if not found.own.is_dir():
-        raise EnforcementError(f"own {controller} group {found.own} does not exist")
-    return found
 
+    memory: HeldMemory
+    limit_bytes: int | None = None
+    paused: bool = False
+    oom_group: bool = False
+    oom_events: OomEvents | None = None
+    node_stalls: int | None = None
 
-def locate(controller: str, mountinfo: str, memberships: str) -> Hierarchy:
-    """Return the same from the text of /proc/self/mountinfo and /proc/self/cgroup.
-
-    In a container the mount may show only a part of the tree: a group's directory is the mount
-    point plus the group's path minus the mount's root.
-    """
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup" and controller in options.split(","):
-            root, mount = left.split(" ")[3:5]
-            break
-    else:
-        raise EnforcementError(f"no cgroup v1 {controller} hierarchy is mounted")
-    for line in memberships.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            break
-    else:
-        raise EnforcementError(f"this process is in no cgroup v1 {controller} group")
-    if os.path.commonpath([root, path]) != root or ".." in path.split("/"):
-        raise EnforcementError(f"own {controller} group {path} lies outside the mount of {root}")
-    return Hierarchy(Path(mount), Path(os.path.normpath(Path(mount, os.path.relpath(path, root)))))
+    def close(self) -> None:
+        """Close the kernel's files."""
+        self.memory.close()
+        if self.oom_events is not None:
+            self.oom_events.close()
+            self.oom_events = None
 
 
 class Cgroup1:
@@ -109,10 +93,9 @@ class Cgroup1:
         self._cpu = cpu
         self._twins = [twin for twin in (freezer, cpu) if twin is not None]
         self._search = search
-        self._counts_swap = (base / "memory.memsw.limit_in_bytes").exists()
+        self._node = Cgroup1Node(base)
         self._slot_count = 0
-        self._peaks: dict[str, int] = {}
-        self._limits: dict[str, int | None] = {}
+        self._slots: dict[str, Slot] = {}
 
     @classmethod
     def probe(cls, node_name: str, parent: Path | None = None) -> Cgroup1:
@@ -122,14 +105,14 @@ class Cgroup1:
             EnforcementError: with what failed, in words.
         """
         memory = find_hierarchy("memory")
-        base = (parent or memory.own) / f"{_prefix(node_name)}{Life.mine()}"
+        base = (parent or memory.own) / f"{name_prefix(node_name)}{Life.mine()}"
         search = [parent or memory.mount]
         try:
             base.mkdir(exist_ok=True)
             try:
-                if _read_int(base / "memory.use_hierarchy") != 1:
+                if read_int(base / "memory.use_hierarchy") != 1:
                     raise EnforcementError(f"{base}: memory.use_hierarchy is off")
-                _write(base / "memory.limit_in_bytes", NO_LIMIT)
+                write(base / "memory.limit_in_bytes", NO_LIMIT)
             except BaseException:
                 base.rmdir()
                 raise
@@ -157,35 +140,56 @@ class Cgroup1:
         """Return what it can and cannot do."""
         return {
             "kernel_limit": True,
-            "limit_covers_swap": self._counts_swap,
+            "limit_covers_swap": self._node.counts_swap,
             "oom_counter": True,
             "kernel_peak": True,
             "atomic_kill": self._freezer is not None,
+            "freeze": self._freezer is not None,
             "cpu_shares": self._cpu is not None,
-            "caveat": "the limit holds page cache too; the kernel drops it before it kills",
+            "node_group": True,
+            "stall_event": self._node.stalls_at_its_end,
+            "psi": False,
+            "oom_group": False,
+            "caveat": "the limit holds page cache too, which the kernel drops before it kills; "
+            "while the node stalls, starting a program fails instead of waiting",
         }
 
+    def set_capacity(self, capacity_bytes: int | None) -> int | None:
+        """Hold all groups together to the capacity; one below use is set as low as can be."""
+        return self._node.set_capacity(capacity_bytes)
+
+    def node_memory(self) -> NodeMemory:
+        """Return what all groups hold; 30 us and 3 to 20 us for each group."""
+        return self._node.memory(slot.memory for slot in self._slots.values())
+
+    def stall_fd(self) -> int | None:
+        """Return the eventfd of the node's group."""
+        return self._node.stall_fd()
+
+    def clear_stall(self) -> None:
+        """Make it ready for the next stall."""
+        self._node.clear_stall()
+
+    def psi_full_percent(self) -> float | None:
+        """Return the machine's: v1 has none for groups."""
+        return psi_full_percent("/proc/pressure/memory")
+
     def prepare(self) -> Group:
-        """Make an empty group; 0.2 ms. Raises EnforcementError."""
-        for _ in range(SLOTS_TRIED_MAX):
-            self._slot_count += 1
-            name = f"slot-{self._slot_count}"
-            try:
-                (self._base / name).mkdir()
-            except FileExistsError:
-                continue
-            except OSError as error:
-                message = f"cannot make group {self._base / name}: {error.strerror}"
-                raise EnforcementError(message) from error
-            break
-        else:
-            raise EnforcementError(f"{self._base}: {SLOTS_TRIED_MAX} groups cannot be reused")
-        paths = [self._base / name]
+        """Make an empty group; 0.3 ms. Raises EnforcementError."""
+        self._slot_count, name = make_slot(self._base, self._slot_count)
+        path = self._base / name
+        paths = [path]
         for twin in self._twins:
             (twin / name).mkdir(exist_ok=True)
             paths.append(twin / name)
-        self._peaks[name] = 0
-        self._limits[name] = None
+        slot = Slot(HeldMemory(path, V1))
+        try:
+            write(path / "memory.oom_control", "0")  # inherited: off, as in the node's group
+            slot.node_stalls = self._node.stall_count()
+            slot.oom_events = OomEvents(path)
+        except OSError as error:
+            LOG.info("group %s: no notices of the end of memory: %s", name, error.strerror)
+        self._slots[name] = slot
         return Group(name, tuple(str(path / "cgroup.procs") for path in paths))
 
     def set_limit(self, group: Group, limit_bytes: int | None) -> None:
@@ -196,14 +200,15 @@ class Cgroup1:
         path = self._base / group.name
         text = NO_LIMIT if limit_bytes is None else str(limit_bytes)
         files = ["memory.limit_in_bytes"]
-        if self._counts_swap:
+        if self._node.counts_swap:
             files.append("memory.memsw.limit_in_bytes")
-        old_bytes = self._limits[group.name]
+        slot = self._slots[group.name]
+        old_bytes = slot.limit_bytes
         if limit_bytes is None or (old_bytes is not None and limit_bytes > old_bytes):
             files.reverse()
         try:
             for file in files:
-                _write(path / file, text)
+                write(path / file, text)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise LimitRefused(
@@ -213,7 +218,7 @@ class Cgroup1:
             raise EnforcementError(
                 f"group {group.name}: limit {text} refused: {error.strerror}"
             ) from error
-        self._limits[group.name] = limit_bytes
+        slot.limit_bytes = limit_bytes
 
     def share_cpus(self, group: Group, cpus: float) -> None:
         """Let the group have that many parts of the processors when they do not suffice for all.
@@ -224,7 +229,7 @@ class Cgroup1:
             return
         shares = min(max(round(cpus * SHARES_PER_CPU), SHARES_MIN), SHARES_MAX)
         try:
-            _write(self._cpu / group.name / "cpu.shares", str(shares))
+            write(self._cpu / group.name / "cpu.shares", str(shares))
         except OSError as error:
             raise EnforcementError(
                 f"group {group.name}: cpu.shares {shares} refused: {error.strerror}"
@@ -233,73 +238,124 @@ class Cgroup1:
     def started(self, group: Group, pid: int) -> None:
         """Nothing to learn: the kernel knows who is in the group."""
 
+    def set_oom_group(self, group: Group, on: bool) -> None:
+        """Remember it: v1 takes only the biggest process, `finish_oom_groups` the rest."""
+        self._slots[group.name].oom_group = on
+
+    def finish_oom_groups(self) -> tuple[str, ...]:
+        """Kill the rest of groups with `set_oom_group` in which the kernel has killed."""
+        finished = []
+        for name, slot in self._slots.items():
+            if slot.oom_group and self.oom_kills(Group(name)) and self.kill(Group(name)):
+                finished.append(name)
+        return tuple(finished)
+
     def usage(self, group: Group) -> int:
-        """Return anonymous plus shared memory of the whole group; about 50 us."""
-        statistics = self._statistics(group)
-        used_bytes = statistics.get("total_rss", 0) + statistics.get("total_shmem", 0)
-        self._peaks[group.name] = max(self._peaks[group.name], used_bytes)
-        return used_bytes
+        """Return anonymous plus shared memory of the whole group; 3 to 20 us."""
+        return self._slots[group.name].memory.read()
+
+    def usages(self, groups: Sequence[Group]) -> list[int]:
+        """Return the same of many groups."""
+        return [self.usage(group) for group in groups]
 
     def peak(self, group: Group) -> int:
         """Return the best lower bound on the most memory used; the module says how."""
         path = self._base / group.name
-        statistics = self._statistics(group)
-        used_bytes = statistics.get("total_rss", 0) + statistics.get("total_shmem", 0)
-        sampled_bytes = max(self._peaks[group.name], used_bytes)
+        slot = self._slots[group.name]
+        slot.memory.read()
+        sampled_bytes = slot.memory.peak_bytes
         try:
-            mark_bytes = _read_int(path / "memory.max_usage_in_bytes")
-            limit_bytes = _read_int(path / "memory.limit_in_bytes")
+            mark_bytes = read_int(path / "memory.max_usage_in_bytes")
+            limit_bytes = read_int(path / "memory.limit_in_bytes")
         except FileNotFoundError:
             return sampled_bytes  # someone else removed the empty group
         mark_bytes = min(mark_bytes, limit_bytes)
         if self.oom_kills(group):
             return mark_bytes
-        cache_bytes = statistics.get("total_cache", 0) - statistics.get("total_shmem", 0)
-        return min(mark_bytes, max(sampled_bytes, mark_bytes - cache_bytes))
+        return min(mark_bytes, max(sampled_bytes, mark_bytes - slot.memory.cache_bytes))
 
     def oom_kills(self, group: Group) -> int:
         """Return the kernel's counter, child groups that the task made included."""
         return sum(
-            _read_pairs(path / "memory.oom_control").get("oom_kill", 0)
-            for path in _tree(self._base / group.name)
+            read_pairs(path / "memory.oom_control").get("oom_kill", 0)
+            for path in tree(self._base / group.name)
         )
+
+    def oom_facts(self, group: Group) -> OomFacts:
+        """Return the kills, and whether the kernel told this group of an end that was its own.
+
+        It tells a group of the ends of all groups above it too: what the node's group was told
+        meanwhile is taken away. While the node stalls it tells nothing of a second end below;
+        then, and for groups made by the task itself, the high-water marks decide.
+        """
+        kills = self.oom_kills(group)
+        if not kills:
+            return OomFacts(0, own_limit=False, node_full=False)
+        slot = self._slots[group.name]
+        node_stalls = self._node.stall_count()
+        marks_only = True
+        own_limit = False
+        if slot.oom_events is not None and None not in (node_stalls, slot.node_stalls):
+            told_above = (node_stalls or 0) - (slot.node_stalls or 0)
+            own_limit = slot.oom_events.count() > told_above
+            marks_only = told_above > 0
+        own, *inner = reversed(list(tree(self._base / group.name)))
+        looked_at = [own, *inner] if marks_only else inner
+        own_limit = own_limit or any(_limit_was_hit(path) for path in looked_at)
+        return OomFacts(kills, own_limit=own_limit, node_full=not own_limit)
 
     def signal(self, group: Group, number: int) -> int:
         """Signal every process of the group once; one that forks meanwhile may be missed."""
-        return send_signal(_processes(self._base / group.name), number)
+        return send_signal(processes(self._base / group.name), number)
 
     def freeze(self, group: Group, paused: bool) -> None:
         """Pause the group, by the freezer where there is one: processes cannot tell."""
+        slot = self._slots.get(group.name)
+        if slot is not None:
+            slot.paused = paused
+        self._write_freezer(group, paused)
+
+    def _write_freezer(self, group: Group, paused: bool) -> None:
         if self._freezer is None:
             self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
             return
         state = self._freezer / group.name / "freezer.state"
         try:
-            _write(state, "FROZEN" if paused else "THAWED")
+            write(state, "FROZEN" if paused else "THAWED")
         except FileNotFoundError:
             return  # the group is empty and gone
+
+    def freeze_all(self, paused: bool) -> None:
+        """Pause or let go each group; about 0.1 ms for each.
+
+        Not by one write to the group above: what is frozen there could not be killed here.
+        """
+        for name, slot in self._slots.items():
+            if not slot.paused:
+                self._write_freezer(Group(name), paused)
 
     def kill(self, group: Group) -> int:
         """Kill what is in the group: frozen where possible, so that nothing forks away."""
         path = self._base / group.name
-        pids = _processes(path)
+        pids = processes(path)
         if not pids:
             return 0
         if self._freezer is None:
             return send_signal(pids, signal.SIGKILL)
         state = self._freezer / group.name / "freezer.state"
         try:
-            _write(state, "FROZEN")
-            return send_signal(_processes(path), signal.SIGKILL)
+            write(state, "FROZEN")
+            return send_signal(processes(path), signal.SIGKILL)
         finally:
-            _write(state, "THAWED")
+            write(state, "THAWED")
 
     def remove(self, group: Group) -> None:
-        """Remove the empty group from both hierarchies. Raises EnforcementError."""
+        """Remove the empty group from all hierarchies. Raises EnforcementError."""
         for parent in (*self._twins, self._base):
-            _remove_tree(parent / group.name)
-        self._peaks.pop(group.name, None)
-        self._limits.pop(group.name, None)
+            remove_tree(parent / group.name)
+        slot = self._slots.pop(group.name, None)
+        if slot is not None:
+            slot.close()
 
     def poll(self) -> None:
         """Nothing to do: the kernel enforces by itself."""
@@ -311,125 +367,24 @@ class Cgroup1:
         group (another session, another container) than the one that died.
         """
         swept: dict[str, None] = {}
-        for path in [leftover for root in self._search for leftover in self._leftovers(root)]:
-            _kill_tree(path)
-            _remove_tree(path)
+        for path in [
+            leftover for root in self._search for leftover in leftovers(root, self._node_name)
+        ]:
+            kill_tree(path)
+            remove_tree(path)
             swept[path.name] = None
         return tuple(swept)
 
     def close(self) -> None:
         """Remove the agent's directories. Raises EnforcementError when groups are left."""
+        self._node.close()
         for parent in (*self._twins, self._base):
-            _remove_empty(parent)
-
-    def _leftovers(self, root: Path) -> Iterator[Path]:
-        pattern = re.compile(re.escape(_prefix(self._node_name)) + r"(\d+-\d+)")
-        for directory, names, _ in os.walk(root):
-            for name in list(names):
-                match = pattern.fullmatch(name)
-                life = Life.parse(match[1]) if match else None
-                if life is not None:
-                    names.remove(name)
-                    if life.is_over:
-                        yield Path(directory, name)
-
-    def _statistics(self, group: Group) -> dict[str, int]:
-        try:
-            return _read_pairs(self._base / group.name / "memory.stat")
-        except FileNotFoundError:
-            return {}  # someone else removed it, which the kernel allows only when it is empty
+            remove_empty(parent)
 
 
-def _prefix(node_name: str) -> str:
-    return f"mass-{quote(node_name, safe='')}."
-
-
-def _read_int(path: Path) -> int:
-    return int(_read(path))
-
-
-def _read_pairs(path: Path) -> dict[str, int]:
-    lines = _read(path).splitlines()
-    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
-
-
-def _read(path: str | Path) -> str:
-    # As the kernel gives it, without a file object: these files are read with every task.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _limit_was_hit(path: Path) -> bool:
     try:
-        text = b""
-        while part := os.read(descriptor, READ_BYTES):
-            text += part
-        return text.decode("ascii")
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, text: str) -> None:
-    # One write of the whole value: the kernel takes each write as a complete command.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode("ascii"))
-    finally:
-        os.close(descriptor)
-
-
-def _tree(path: Path) -> Iterator[Path]:
-    """Yield the group and the groups a task made below it, deepest first."""
-    try:
-        childless = os.stat(path).st_nlink == CHILDLESS_LINKS
+        limit_bytes = read_int(path / "memory.limit_in_bytes")
+        return read_int(path / "memory.max_usage_in_bytes") + MARK_SLACK_BYTES >= limit_bytes
     except FileNotFoundError:
-        return
-    if childless:  # nearly always: a walk would look at each of the group's files
-        yield path
-        return
-    for directory, _, _ in os.walk(path, topdown=False):
-        yield Path(directory)
-
-
-def _processes(path: Path) -> set[int]:
-    pids: set[int] = set()
-    for directory in _tree(path):
-        try:
-            text = _read(directory / "cgroup.procs")
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
-            continue  # removed while we walked: nobody was in it
-        pids.update(int(pid) for pid in text.split())
-    pids.discard(0)  # a process of another pid namespace, which nobody here can signal
-    return pids
-
-
-def _kill_tree(path: Path) -> None:
-    """Kill everything below a leftover group, in whichever hierarchy it is."""
-    deadline = time.monotonic() + SWEEP_SECONDS_MAX
-    while True:
-        for directory in _tree(path):
-            state = directory / "freezer.state"
-            if state.exists():
-                _write(state, "THAWED")  # its agent may have died in the middle of a kill
-        pids = _processes(path)
-        if not pids:
-            return
-        if time.monotonic() > deadline:
-            raise EnforcementError(
-                f"leftover group {path} still holds processes {sorted(pids)[:10]} "
-                f"{SWEEP_SECONDS_MAX:g} s after SIGKILL"
-            )
-        send_signal(pids, signal.SIGKILL)
-        time.sleep(0.005)
-
-
-def _remove_tree(path: Path) -> None:
-    for directory in _tree(path):
-        _remove_empty(directory)
-
-
-def _remove_empty(path: Path) -> None:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return  # gone already, as wanted
-    except OSError as error:
-        raise EnforcementError(f"cannot remove group {path}: {error.strerror}") from error
+        return False

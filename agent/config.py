@@ -39,6 +39,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "metric_interval": (str,),
     "label": (list,),
     "gpus": (int,),
+    "guard": (bool,),
     "insecure": (bool,),
 }
 _TYPE_WORDS = {
@@ -85,6 +86,7 @@ class Settings:
     metric_interval_ns: int = INTERVAL_DEFAULT_NS
     labels: tuple[tuple[str, str], ...] = ()
     gpus: int | None = None  # None: those that the driver shows
+    guard: bool = True  # acts before the node's memory is full
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Config:
             "controller": self.settings.controller,
             "name": self.settings.name,
             "work_dir": str(self.settings.work_dir),
+            "guard": True,
             "insecure": False,
         }
         return {
@@ -169,6 +172,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
         else None,
         labels=_labels(given["label"]) if "label" in given else (),
         gpus=_gpus(given["gpus"]) if "gpus" in given else None,
+        guard=_boolean(given["guard"]) if "guard" in given else True,
         metrics=_metrics(given["metric"]) if "metric" in given else (),
         metric_dir=_path(given["metric_dir"]) if text("metric_dir") else None,
         metric_interval_ns=_interval(
@@ -255,6 +259,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpus", metavar="N", help="GPUs to offer, default those the NVIDIA driver shows"
     )
+    parser.add_argument(
+        "--guard",
+        metavar="on|off",
+        type=_switch,
+        help="freeze, ask or end tasks before the node's memory is full; default on",
+    )
     parser.add_argument("--work-dir", metavar="DIR", help="default ~/.local/state/mass-agent/NAME")
     parser.add_argument(
         "--insecure",
@@ -265,13 +275,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _switch(word: str) -> bool:
+    if word not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither on nor off")
+    return word == "on"
+
+
 def _boolean(given: Given | None) -> bool:
     if given is None or isinstance(given.value, bool):
         return given is not None and bool(given.value)
     word = given.text.lower()
-    if word not in ("1", "true", "yes", "0", "false", "no"):
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise SettingRefused(f"{given.name} {given.text!r} is neither true nor false")
-    return word in ("1", "true", "yes")
+    return word in ("1", "true", "yes", "on")
 
 
 def _check_controller(given: Given | None, insecure: bool) -> None:

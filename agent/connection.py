@@ -242,6 +242,8 @@ class Connection:
         self.connected = self._was_welcome = True
         self._contact_ns = self._boot_clock_ns()
         self._lease_ns = welcome.attempt_lease_ns
+        if welcome.memory_capacity_bytes is not None:
+            self._attempts.hold_capacity(welcome.memory_capacity_bytes)
         self._attempts.handle(welcome.event)
         self._outbox.open(welcome.sampling)
         LOG.info(

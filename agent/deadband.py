@@ -28,6 +28,8 @@ def is_news(sent: Sample, now: Sample) -> bool:
         return True
     if now.memory.total_bytes != sent.memory.total_bytes or now.oom_kills != sent.oom_kills:
         return True
+    if now.intake_stopped != sent.intake_stopped:
+        return True
     band_bytes = memory_band_bytes(now)
     if abs(now.memory_used_bytes - sent.memory_used_bytes) >= band_bytes:
         return True
@@ -46,6 +48,14 @@ def is_full_soon(sample: Sample) -> bool:
     if growth is None or growth <= 0:
         return False
     return sample.memory.available_bytes < growth * FULL_SOON_SECONDS
+
+
+def tasks_move(before: Sample, now: Sample) -> bool:
+    """Return whether a task's memory has moved by a band since the sample before."""
+    band_bytes = memory_band_bytes(now)
+    return any(
+        abs(used - before.tasks.get(key, 0)) >= band_bytes for key, used in now.tasks.items()
+    )
 
 
 def _custom_moved(sent: Sample, now: Sample) -> bool:

@@ -3,15 +3,16 @@
 Owns how far each output was shown to the controller, and which old files are kept. The rules kept:
 a slow connection skips to the newest output and never queues it; files are trimmed to their bound;
 files of ended attempts are kept for the newest ATTEMPTS_KEPT of them, other things that a task left
-in its directory always.
+in its directory always. What an attempt that wrote nothing leaves may serve a later one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mass.v1 import agent_pb2
 from agent import wire
 from agent.attempt import Key
 from agent.output import OutputFile, OutputPaths, attempt_paths
+from agent.reuse import DIRECTORY_MODE, give_on
 
 LOG = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class Follower:
         self._ended: OrderedDict[Key, OutputPaths] = OrderedDict(
             (key, attempt_paths(self._work_dir, *key)) for key in _left(work_dir / "tasks")
         )
+        # Tasks whose first attempt has ended here without output; the bound is that of _ended.
+        self._unused: deque[int] = deque(maxlen=attempts_kept)
         self._forget_oldest()
 
     def begin(self, key: Key) -> tuple[str, str, str]:
@@ -74,7 +78,8 @@ class Follower:
         """
         paths = self._paths[key] = attempt_paths(self._work_dir, *key)
         directory = os.path.dirname(paths.stdout)
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+        if not self._take_over(key):
+            _make(directory)
         self._running[key, wire.STDOUT] = Followed(paths.stdout)
         self._running[key, wire.STDERR] = Followed(paths.stderr)
         return directory, paths.stdout, paths.stderr
@@ -87,6 +92,8 @@ class Follower:
         for stream in STREAMS:
             self._running.pop((key, stream), None)
         self._ended[key] = paths
+        if key[1] == 1 and _size_bytes(paths.stdout) == _size_bytes(paths.stderr) == 0:
+            self._unused.append(key[0])
         self._forget_oldest()
 
     def look(self) -> list[tuple[Key, int]]:
@@ -176,12 +183,18 @@ class Follower:
             answer.error = f"output stream {request.stream} is unknown"
         elif limit < 0 or request.offset_bytes < -1:
             answer.error = f"offset {request.offset_bytes} length {request.length_bytes} cannot be"
-        elif followed is None and not os.path.exists(path):
+        elif followed is None and key not in self._ended and not os.path.exists(path):
             answer.error = f"this node keeps no output of task {key[0]} attempt {key[1]}"
         else:
             self._read_into(answer, request.offset_bytes, limit, followed or Followed(path))
             answer.end = answer.end and followed is None
         return agent_pb2.AgentMessage(log=answer)
+
+    def _take_over(self, key: Key) -> bool:
+        """Let a task's first attempt have what one that wrote nothing left, if that can be."""
+        if key[1] != 1 or not self._unused:
+            return False
+        return give_on(os.path.join(self._work_dir, "tasks"), self._unused.popleft(), key[0])
 
     def _read_into(
         self, answer: agent_pb2.LogChunk, offset: int, limit: int, followed: Followed
@@ -211,6 +224,17 @@ class Follower:
 
 def _stream(stream: int) -> str:
     return "OUTPUT_STREAM_STDERR" if stream == wire.STDERR else "OUTPUT_STREAM_STDOUT"
+
+
+def _make(directory: str) -> None:
+    """Make a directory; most often only the two lowest are missing."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.mkdir(os.path.dirname(directory), DIRECTORY_MODE)
+        except FileNotFoundError:
+            os.makedirs(directory, DIRECTORY_MODE)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, DIRECTORY_MODE)
 
 
 def _size_bytes(path: str) -> int:

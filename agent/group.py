@@ -1,7 +1,8 @@
 """What holds the processes of one attempt together, whichever way memory is enforced.
 
-Owns the value that enforcement hands out and the launcher waits in. The rule kept: a group is one
-attempt's for its whole life and is never used again.
+Owns the values that enforcement hands out: the group a launcher waits in, and what is known of the
+memory of one group and of all together. The rule kept: a group is one attempt's for its whole life
+and is never used again.
 """
 
 from __future__ import annotations
@@ -28,3 +29,31 @@ class Group:
     name: str
     join_paths: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """All groups of the node together.
+
+    `used_bytes` cannot be reclaimed. `limit_bytes` is the capacity in force, None without one.
+    `stalled`: the end is reached, and tasks that ask for more wait until something is freed.
+    """
+
+    used_bytes: int
+    limit_bytes: int | None
+    stalled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OomFacts:
+    """How often and for whose sake processes of a group were killed for memory.
+
+    `own_limit`: at least one of the kills was for the group's own limit. `node_full`: there were
+    kills and none of them was: the node's capacity, a group further up or the machine was full and
+    this group was the bystander. `kills` is to be compared with 0: the kernel may count a process
+    twice.
+    """
+
+    kills: int
+    own_limit: bool
+    node_full: bool

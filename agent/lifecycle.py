@@ -34,6 +34,10 @@ from agent.attempt import (
     FreezeAsked,
     Frozen,
     GraceOver,
+    GuardAsked,
+    GuardKilled,
+    GuardStep,
+    IntakeChanged,
     Key,
     Kill,
     LeaseLost,
@@ -52,6 +56,7 @@ from agent.attempt import (
     Timer,
     Welcomed,
 )
+from agent.cause import judge
 
 # A hello lists every known attempt, and a controller takes no more than this in one.
 KNOWN_MAX = 10_000
@@ -60,14 +65,12 @@ KNOWN_MAX = 10_000
 # the only cure.
 REFUSED_MAX = 1_000
 
-SIGKILL = 9
-
 
 class State(Enum):
     """Where an attempt is in its life on this node. Without a record it is UNKNOWN."""
 
     UNKNOWN = "unknown"
-    WAITING = "waiting"  # an older attempt still has processes here, or the agent is leaving
+    WAITING = "waiting"  # an older attempt has processes, the guard wants no more, or it is leaving
     STARTING = "starting"  # Start was given, exec has not happened
     RECALLED = "recalled"  # told to stop while STARTING
     RUNNING = "running"
@@ -91,10 +94,19 @@ class Attempt:
     stopped: bool = False
     end_sequence: int = 0  # of the report of its end, 0 while there is none
     unwanted: bool = False  # forgotten by the controller: end it without a report
+    guard: GuardStep | None = None  # the last with which the guard wanted it ended
 
 
 Keyed: TypeAlias = (
-    Assigned | StartSucceeded | StartFailed | Exited | StopAsked | TimeLimitReached | GraceOver
+    Assigned
+    | StartSucceeded
+    | StartFailed
+    | Exited
+    | StopAsked
+    | TimeLimitReached
+    | GraceOver
+    | GuardAsked
+    | GuardKilled
 )
 KEYED_EVENTS: tuple[type[Keyed], ...] = (
     Assigned,
@@ -104,6 +116,8 @@ KEYED_EVENTS: tuple[type[Keyed], ...] = (
     StopAsked,
     TimeLimitReached,
     GraceOver,
+    GuardAsked,
+    GuardKilled,
 )
 
 
@@ -116,6 +130,7 @@ class Lifecycle:
     known_max: int = KNOWN_MAX
     _sequence: int = 0
     _leaving: bool = False
+    _intake_stopped: bool = False
     _now_ns: int = 0
     _of_task: dict[int, list[Key]] = field(default_factory=dict)  # in the order of arrival
     _commands: list[Command] = field(default_factory=list)
@@ -137,6 +152,8 @@ class Lifecycle:
                     self._forget(key)
             case FreezeAsked(key, paused):
                 self._freeze(key, paused)
+            case IntakeChanged(stopped):
+                self._change_intake(stopped)
             case LeaseLost():
                 self._stop_all(0)
             case Leaving(grace_ns):
@@ -176,7 +193,8 @@ class Lifecycle:
             assert key == attempt.key
             assert key in self._of_task[key[0]]
             assert (attempt.assignment is None) == (attempt.state is State.ENDED)
-            waits = self._leaving or self._other(key, LIVE) is not None
+            held_back = self._leaving or self._intake_stopped
+            waits = held_back or self._other(key, LIVE) is not None
             assert attempt.state is not State.WAITING or waits
 
     # What happens in the cells of TABLE.
@@ -234,8 +252,15 @@ class Lifecycle:
     def exit(self, attempt: Attempt, event: Keyed) -> None:
         """Report the end; a newer attempt of the task that waited for it may start."""
         assert isinstance(event, Exited)
-        cause = oom_cause(event.outcome)
-        self._finish(attempt, Ended(event.outcome, cause, attempt.timed_out, attempt.stopped))
+        cause, guard = judge(
+            event.outcome,
+            event.evidence,
+            guard=attempt.guard,
+            ended_by_agent=attempt.stopped or attempt.timed_out or attempt.unwanted,
+        )
+        self._finish(
+            attempt, Ended(event.outcome, cause, attempt.timed_out, attempt.stopped, guard)
+        )
 
     def stop_waiting(self, attempt: Attempt, event: Keyed) -> None:
         """End an attempt that has not been given to the runner yet."""
@@ -279,6 +304,18 @@ class Lifecycle:
         """SIGKILL: the grace is over."""
         self._kill(attempt)
 
+    def note_guard(self, attempt: Attempt, event: Keyed) -> None:
+        """Remember why it may end soon. The guard has sent the signal itself, a busy loop or not,
+        and perhaps before the word that the attempt has started."""
+        assert isinstance(event, GuardAsked | GuardKilled)
+        attempt.guard = event.step
+
+    def kill_for_node(self, attempt: Attempt, event: Keyed) -> None:
+        """SIGKILL at the guard's word, also in the middle of a grace; once more does no harm."""
+        assert isinstance(event, GuardKilled)
+        attempt.guard = event.step
+        self._kill(attempt)
+
     # Helpers, in the order of use.
 
     def _acknowledge(self, sequence: int) -> None:
@@ -315,6 +352,12 @@ class Lifecycle:
         if attempt is not None and attempt.state is State.RUNNING:
             self._commands.append(Freeze(key, paused))
             self._report(key, Frozen(paused))
+
+    def _change_intake(self, stopped: bool) -> None:
+        """Hold new attempts back, or start those that wait in the order of their arrival."""
+        self._intake_stopped = stopped
+        for task_id in list(self._of_task) if not stopped else ():
+            self._start_waiting(task_id)
 
     def _stop_all(self, grace_ns: int) -> None:
         for key in list(self.attempts):
@@ -359,6 +402,8 @@ class Lifecycle:
     def _start_waiting(self, task_id: int) -> None:
         if self._leaving:
             return  # held back until the agent has left: an answer now would bring it back at once
+        if self._intake_stopped:
+            return  # until the guard opens the intake again
         for key in self._of_task.get(task_id, ()):
             attempt = self.attempts[key]
             if attempt.state is State.WAITING and self._other(key, LIVE) is None:
@@ -401,50 +446,45 @@ class Lifecycle:
         self._commands += (Disarm(attempt.key), Kill(attempt.key))
 
 
-def oom_cause(outcome: Outcome) -> OomCause:
-    """Return whose doing the end was, told from the kernel's counter and never from the exit code.
-
-    The counter alone does not say whether the kill ended the attempt: a shell may have lost a
-    child to the limit and have gone on to a good end.
-    """
-    if outcome.oom_kill_count == 0:
-        return OomCause.UNSPECIFIED
-    if outcome.signal == SIGKILL or outcome.exit_code not in (0, None):
-        return OomCause.OWN_LIMIT
-    if outcome.exit_code == 0:
-        return OomCause.CHILD_ONLY
-    return OomCause.UNSPECIFIED
-
-
 Cell: TypeAlias = Callable[[Lifecycle, Attempt, Keyed], None]
 _L = Lifecycle
 _ROWS: dict[State, tuple[Cell, ...]] = {
-    # state: Assigned, StartSucceeded, StartFailed, Exited, StopAsked, TimeLimitReached, GraceOver
+    # state: Assigned, StartSucceeded, StartFailed, Exited, StopAsked, TimeLimitReached, GraceOver,
+    #     GuardAsked, GuardKilled
     State.UNKNOWN: (
         _L.assign, _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.nothing,
+        _L.nothing, _L.nothing,
     ),
     State.WAITING: (
         _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.stop_waiting, _L.nothing, _L.nothing,
+        _L.nothing, _L.nothing,
     ),
-    # A short process may have ended before the one who started it gets the word.
+    # A short process may have ended before the one who started it gets the word, and the guard
+    # sees it before that, too.
     State.STARTING: (
         _L.nothing, _L.run, _L.fail_start, _L.exit, _L.recall, _L.nothing, _L.nothing,
+        _L.note_guard, _L.note_guard,
     ),
     State.RECALLED: (
         _L.nothing, _L.run_recalled, _L.fail_start, _L.exit, _L.recall, _L.nothing, _L.nothing,
+        _L.nothing, _L.note_guard,
     ),
     State.RUNNING: (
         _L.nothing, _L.nothing, _L.nothing, _L.exit, _L.stop, _L.time_out, _L.nothing,
+        _L.note_guard, _L.kill_for_node,
     ),
     # The first cause of a stop counts: a time limit that is reached later is not the reason.
     State.STOPPING: (
         _L.nothing, _L.nothing, _L.nothing, _L.exit, _L.stop_again, _L.nothing, _L.kill,
+        _L.nothing, _L.kill_for_node,
     ),
     State.KILLING: (
         _L.nothing, _L.nothing, _L.nothing, _L.exit, _L.note_stop, _L.nothing, _L.nothing,
+        _L.nothing, _L.nothing,
     ),
     State.ENDED: (
         _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.nothing, _L.nothing,
+        _L.nothing, _L.nothing,
     ),
 }  # fmt: skip
 TABLE: dict[tuple[State, type[Keyed]], Cell] = {

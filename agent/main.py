@@ -22,7 +22,7 @@ from pathlib import Path
 from mass.systemd import Systemd
 
 import allocator
-from agent.attempt import Leaving
+from agent.attempt import GuardStep, Leaving
 from agent.attempts import Attempts
 from agent.config import (
     STATE_VARIABLE,
@@ -32,13 +32,15 @@ from agent.config import (
     visible_gpus,
 )
 from agent.connection import AgentRefused, Connection
-from agent.enforce import EnforcementError, detect
+from agent.enforce import Enforcement, EnforcementError, detect
 from agent.follower import Follower
+from agent.guard import Guard
+from agent.guarding import Guarding
 from agent.install import install, show_config
-from agent.memory import MemoryUnreadable
+from agent.memory import Memory, MemoryUnreadable, SystemPaths
 from agent.metrics import OwnMetrics
 from agent.outbox import Outbox
-from agent.runner import Runner
+from agent.runner import Exit, Runner
 from agent.sampler import Sampler, boot_id, machine_id, usable_cpus
 from agent.spool import Spool, WorkDirRefused
 from agent.wire import Identity
@@ -112,25 +114,13 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
         detection = detect(settings.name)
         for way, reason in detection.refused.items():
             LOG.info("enforcement not available way=%s reason=%r", way, reason)
-        attempts = Attempts(
-            node_id=settings.name,
-            spool=spool,
-            follower=Follower(settings.work_dir),
-            make_runner=lambda on_exit: Runner(
-                detection.enforcement, on_exit=on_exit, rlimits=(task_files,)
-            ),
-            environment=os.environ,
-            gpus=_offered_gpus(settings),
-        )
-        runner = attempts.runner
+        attempts, runner = _make_attempts(settings, spool, detection.enforcement, task_files)
+        memory = Memory(SystemPaths())
+        closing.callback(memory.close)
         await runner.open()
+        guarding = start_guarding(settings, attempts, runner, memory)
         try:
-            capabilities = tuple(
-                word
-                for word, can in sorted(detection.enforcement.describe().items())
-                if can is True
-            )
-            identity = _identity(settings, sampler, detection.enforcement.name, capabilities)
+            identity = _identity(settings, sampler, detection.enforcement)
             LOG.info(
                 "starting version=%s node=%s memory_total_bytes=%d cpus=%g enforcement=%s dir=%s",
                 identity.agent_version, identity.node_id, identity.memory_total_bytes,
@@ -142,6 +132,7 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
                 sampler,
                 sample_interval_ns=settings.sample_interval_ns,
                 custom=metrics.values,
+                is_hurried=lambda: guarding.hurried,
             )
             connection = Connection(settings.controller, identity, attempts, outbox)
             systemd.tell("READY=1")
@@ -158,8 +149,49 @@ async def run_agent(settings: Settings, load: Callable[[], Settings]) -> None:
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
         finally:
+            guarding.stop()  # what is left is killed now, and its descriptors are closed
             await runner.close()
             await attempts.close()
+
+
+def _make_attempts(
+    settings: Settings, spool: Spool, enforcement: Enforcement, task_files: tuple[int, int, int]
+) -> tuple[Attempts, Runner]:
+    made: list[Runner] = []
+
+    def make_runner(on_exit: Callable[[Exit], None]) -> Runner:
+        made.append(Runner(enforcement, on_exit=on_exit, rlimits=(task_files,)))
+        return made[0]
+
+    attempts = Attempts(
+        node_id=settings.name,
+        spool=spool,
+        follower=Follower(settings.work_dir),
+        make_runner=make_runner,
+        environment=os.environ,
+        gpus=_offered_gpus(settings),
+        is_guarded=settings.guard,
+    )
+    return attempts, made[0]
+
+
+def start_guarding(
+    settings: Settings, attempts: Attempts, runner: Runner, memory: Memory
+) -> Guarding:
+    """Watch the node's memory in a thread, whose steps come to the attempts by way of the loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell(step: GuardStep) -> None:
+        loop.call_soon_threadsafe(attempts.on_step, step)
+
+    guard = Guard() if settings.guard else None
+    guarding = Guarding(guard, runner.attempts, memory.read, tell)
+    attempts.memory_was_short = guarding.memory_was_short
+    if settings.memory_capacity_bytes is not None:
+        attempts.hold_capacity(settings.memory_capacity_bytes)
+    guarding.start()
+    LOG.info("guard=%s", "on" if settings.guard else "off")
+    return guarding
 
 
 def raise_file_limit() -> tuple[int, int, int]:
@@ -244,9 +276,8 @@ def _offered_gpus(settings: Settings) -> int:
     return visible_gpus() if settings.gpus is None else settings.gpus
 
 
-def _identity(
-    settings: Settings, sampler: Sampler, enforcement: str, capabilities: tuple[str, ...]
-) -> Identity:
+def _identity(settings: Settings, sampler: Sampler, enforcement: Enforcement) -> Identity:
+    able = enforcement.describe()
     total_bytes = sampler.memory().total_bytes
     capacity_bytes = settings.memory_capacity_bytes or 0
     if capacity_bytes > total_bytes:
@@ -264,8 +295,8 @@ def _identity(
         memory_total_bytes=total_bytes,
         memory_capacity_bytes=capacity_bytes,
         cpus=settings.cpus if settings.cpus is not None else usable_cpus(),
-        enforcement=enforcement,
-        capabilities=capabilities,
+        enforcement=enforcement.name,
+        capabilities=tuple(word for word in sorted(able) if able[word] is True),
         labels=dict(settings.labels),
         gpus=_offered_gpus(settings),
         custom_metrics=tuple(command.name for command in settings.metrics),

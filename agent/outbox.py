@@ -20,20 +20,25 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 
 from mass.v1 import agent_pb2
 
 from agent import wire
-from agent.attempt import Ended, Key, Report, Started
+from agent.attempt import Ended, GuardStep, Key, Report, Started
 from agent.attempts import Attempts
-from agent.deadband import is_full_soon, is_news
+from agent.deadband import is_full_soon, is_news, tasks_move
 from agent.memory import MemoryUnreadable
 from agent.sampler import Sample, Sampler
 
 LOG = logging.getLogger(__name__)
 
-FAST_INTERVAL_NS = 250_000_000  # between samples while the machine would be full soon
+# Between samples while the machine would be full soon, memory of tasks moves or the guard acts.
+FAST_INTERVAL_NS = 250_000_000
+CALM_NS = 2_000_000_000  # so long nothing moves until it is sampled slowly again
+STEPS_MAX = 256  # of the guard, that wait to be sent; the newest win
+STEPS_PER_BATCH_MAX = 64
 READINGS_KEPT_MIN_NS = 50_000_000
 # Reading all tasks takes at most one part in this many of the agent's time.
 READINGS_SHARE = 20
@@ -60,27 +65,37 @@ class Outbox:
         *,
         sample_interval_ns: int | None = None,
         custom: Callable[[], Mapping[str, float]] = dict,
+        is_hurried: Callable[[], bool] = bool,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`sample_interval_ns` stands above what the welcome says; `custom` are own metrics."""
+        """`sample_interval_ns` stands above what the welcome says; `custom` are own metrics.
+
+        `is_hurried` tells that the guard looks often.
+        """
         self.ready = asyncio.Event()
         self.samples_dropped = 0
+        self.steps_dropped = 0
         self._attempts = attempts
         self._lifecycle = attempts.lifecycle
         self._follower = attempts.follower
         self._sampler = sampler
         self._custom = custom
+        self._is_hurried = is_hurried
         self._own_interval_ns = sample_interval_ns
         self._clock_ns = clock_ns
         self._sampling = SAMPLING_DEFAULT
         self._asked_sampling = SAMPLING_DEFAULT
         self._open = False
         attempts.changed = self._note_report
+        attempts.stepped = self._note_step
         # What waits, each with its bound.
         self._goodbye: str | None = None
         self._pending: Sample | None = None
         self._outputs: deque[tuple[Key, int]] = deque()  # at most two of each running attempt
         self._log_requests: deque[agent_pb2.ReadLog] = deque()
+        self._steps: deque[GuardStep] = deque(maxlen=STEPS_MAX)
+        self._offered: Sample | None = None  # the last that was taken in its time
+        self._moved_at_ns = clock_ns() - CALM_NS
         # What the controller has been told on this stream.
         self._sent: Sample | None = None
         self._sent_at_ns = 0
@@ -114,6 +129,9 @@ class Outbox:
         if (sample := self._due_sample()) is not None:
             self._sent, self._sent_at_ns = sample, self._clock_ns()
             return wire.encode_samples((sample,))
+        if self._steps:
+            count = min(len(self._steps), STEPS_PER_BATCH_MAX)
+            return wire.encode_guard_steps([self._steps.popleft() for _ in range(count)])
         if (reports := self._due_reports()) is not None:
             return reports
         if self._log_requests:
@@ -128,7 +146,9 @@ class Outbox:
 
     def patience_ns(self) -> int:
         """Return how long what is to be sent may wait for company; 0 sends it now."""
-        if self._pending or self._outputs or self._log_requests or self._goodbye is not None:
+        if self._pending or self._steps or self._outputs or self._log_requests:
+            return 0
+        if self._goodbye is not None:
             return 0
         reports = self._unreported()
         if not reports:
@@ -182,7 +202,12 @@ class Outbox:
             self.samples_dropped += self._pending is not None
             self._pending = sample
             self.ready.set()
-        if is_full_soon(sample):
+        now_ns = self._clock_ns()
+        before, self._offered = self._offered, sample
+        if before is not None and tasks_move(before, sample):
+            self._moved_at_ns = now_ns
+        is_moving = now_ns - self._moved_at_ns < CALM_NS
+        if is_moving or sample.intake_stopped or self._is_hurried() or is_full_soon(sample):
             return min(self._sampling.interval_ns, FAST_INTERVAL_NS)
         return self._sampling.interval_ns
 
@@ -220,6 +245,14 @@ class Outbox:
             return self._fresh_sample() or sample
         return sample
 
+    def _note_step(self, step: GuardStep) -> None:
+        """Send a step of the guard, and at once how the node is."""
+        self.steps_dropped += len(self._steps) == STEPS_MAX
+        self._steps.append(step)
+        if self._open:
+            self._pending = self._fresh_sample() or self._pending
+            self.ready.set()
+
     def _note_report(self) -> None:
         """Send the newest report, and remember since when the first start of a batch waits."""
         owed = self._lifecycle.unacknowledged
@@ -241,9 +274,7 @@ class Outbox:
         batch: list[agent_pb2.Report] = []
         batch_bytes = 0
         for report in self._unreported():
-            message = wire.encode_report(
-                report, self._follower.tail, self._follower.error_text
-            )
+            message = wire.encode_report(report, self._follower.tail, self._follower.error_text)
             batch.append(message)
             self._reported_sequence = report.sequence
             batch_bytes += message.ByteSize()
@@ -264,7 +295,7 @@ class Outbox:
                 self._readings_at_ns = now_ns
                 cost_ns = self._clock_ns() - now_ns
                 self._readings_kept_ns = max(READINGS_KEPT_MIN_NS, READINGS_SHARE * cost_ns)
-            return self._sampler.read(
+            sample = self._sampler.read(
                 now_unix_ns=time.time_ns(),
                 monotonic_ns=now_ns,
                 tasks={key: used for key, used in self._readings.items() if key in running},
@@ -274,3 +305,4 @@ class Outbox:
         except (MemoryUnreadable, OSError) as error:
             LOG.error("no sample reason=%s", error)
             return None
+        return replace(sample, intake_stopped=True) if self._attempts.intake_stopped else sample

@@ -32,7 +32,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 TAIL_BYTES = 65_536
@@ -80,8 +79,9 @@ class OutputChunk:
 
 def attempt_paths(work_dir: str, task_id: int, attempt: int) -> OutputPaths:
     """Return where an attempt's output goes; nothing is made yet."""
-    directory = Path(work_dir, "tasks", str(task_id), str(attempt))
-    return OutputPaths(str(directory / "stdout"), str(directory / "stderr"))
+    # Text, not Path: this is made for each attempt.
+    directory = f"{work_dir}/tasks/{task_id}/{attempt}"
+    return OutputPaths(f"{directory}/stdout", f"{directory}/stderr")
 
 
 class OutputFile:

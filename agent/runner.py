@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from agent.enforce import Enforcement, EnforcementError, Group
+from agent.enforce import Enforcement, EnforcementError, Group, OomFacts
+from agent.pressure import is_marked_by_oomd, pressure_variables
+from agent.running import Attempt, Key, Launch, Running
 from allocator.launcher import (
-    ChildProcess,
     ExitStatus,
     LauncherError,
     LauncherPool,
@@ -34,9 +34,9 @@ from allocator.launcher import (
     StepFailed,
 )
 
-LOG = logging.getLogger(__name__)
+__all__ = ["Exit", "Key", "Launch", "Runner", "StartError"]
 
-Key = tuple[int, int]
+LOG = logging.getLogger(__name__)
 
 # SIGKILL ends a tree in milliseconds; only a process that hangs in the kernel (a dead network
 # disk) takes longer. Its memory and its writes are still real, so its end is not reported early.
@@ -47,31 +47,11 @@ CLOSE_SECONDS_MAX = 30.0  # then the next life of this node sweeps what is left
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """Everything needed to start one attempt.
-
-    `environment` is complete, nothing is inherited from the agent. The output files are opened
-    for append by the attempt's own process, which makes their directories: a disk that does not
-    answer holds that attempt alone. `memory_limit_bytes` None means no limit. `cpus` is
-    what placement set aside; it weighs the task against others, where the kernel can.
-    """
-
-    key: Key
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    working_directory: str
-    stdout_path: str
-    stderr_path: str
-    memory_limit_bytes: int | None
-    cpus: float
-
-
-@dataclass(frozen=True, slots=True)
 class Exit:
     """How an attempt ended: exit_code or signal, both None when the status was lost.
 
     `oom_kill_count` is the enforcement's own counter, compared with 0 it tells a kill for memory;
-    no exit code does.
+    no exit code does. `own_limit`, `node_full` and `oomd_kill` are evidence for whose doing it was.
     """
 
     key: Key
@@ -82,6 +62,9 @@ class Exit:
     started_at_ns: int
     ended_at_ns: int
     memory_limit_bytes: int | None
+    own_limit: bool = False
+    node_full: bool = False
+    oomd_kill: bool = False
 
 
 class StartError(Exception):
@@ -95,16 +78,6 @@ class StartError(Exception):
         super().__init__(message)
         self.step = step
         self.errno = code
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A started attempt whose end has not been reported."""
-
-    launch: Launch
-    group: Group
-    process: ChildProcess
-    started_at_ns: int
 
 
 class Runner:
@@ -125,12 +98,12 @@ class Runner:
         rlimits: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
         self._enforcement = enforcement
+        self.attempts = Running(enforcement)
         self._rlimits = rlimits  # of the tasks, where they differ from the agent's own
         self._on_exit = on_exit
         self._pool = LauncherPool(
-            enforcement.prepare, self._discard, parked=parked, executable=launcher_path
+            self.attempts.prepare, self._discard, parked=parked, executable=launcher_path
         )
-        self._attempts: dict[Key, Attempt] = {}
         self._starting: set[Key] = set()
         self._finishing: set[asyncio.Task[None]] = set()
         self._polling: asyncio.Task[None] | None = None
@@ -147,18 +120,17 @@ class Runner:
             LOG.warning("killed leftovers of an earlier life name=%s", name)
         await self._pool.open()
         if self._enforcement.poll_interval_ns is not None:
-            interval_seconds = self._enforcement.poll_interval_ns / 1e9
-            self._polling = asyncio.create_task(self._poll(interval_seconds))
+            self._polling = asyncio.create_task(self._poll())
 
     async def close(self) -> None:
         """Kill every attempt, report their ends, dismiss the launchers and remove all groups."""
         self._closed = True
-        for key in tuple(self._attempts):
+        for key in self.attempts.known():
             self.kill(key)
         deadline = time.monotonic() + CLOSE_SECONDS_MAX
-        while self._attempts or self._starting or self._finishing:
+        while self.attempts or self._starting or self._finishing:
             if time.monotonic() > deadline:
-                names = ", ".join(_name(key) for key in sorted(self._attempts))
+                names = ", ".join(_name(key) for key in sorted(self.attempts.known()))
                 LOG.error("closing with processes left of tasks %s", names)
                 break
             await asyncio.sleep(0.002)
@@ -166,7 +138,7 @@ class Runner:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
-        if not self._attempts:
+        if not self.attempts:
             self._enforcement.close()
 
     async def start(self, launch: Launch) -> int:
@@ -180,7 +152,7 @@ class Runner:
         key = launch.key
         if self._closed:
             raise StartError("key", errno.ESHUTDOWN, f"task {_name(key)}: the agent is closing")
-        if key in self._attempts or key in self._starting:
+        if key in self.attempts or key in self._starting:
             raise StartError("key", errno.EEXIST, f"task {_name(key)} is already running here")
         self._starting.add(key)
         try:
@@ -198,41 +170,33 @@ class Runner:
 
     def terminate(self, key: Key) -> None:
         """Ask every process of the attempt's tree to end (SIGTERM); unknown keys do nothing."""
-        attempt = self._attempts.get(key)
-        if attempt is not None:
-            with _going_on(f"task {_name(key)} cannot be asked to end"):
-                self._enforcement.signal(attempt.group, signal.SIGTERM)
-                self._enforcement.freeze(attempt.group, False)  # what is paused takes no signal
+        with _going_on(f"task {_name(key)} cannot be asked to end"):
+            self.attempts.terminate(key)
 
     def freeze(self, key: Key, paused: bool) -> None:
         """Pause the attempt's whole tree, or let it go on; unknown keys do nothing."""
-        attempt = self._attempts.get(key)
-        if attempt is not None:
-            with _going_on(f"task {_name(key)} cannot be paused or go on"):
-                self._enforcement.freeze(attempt.group, paused)
+        with _going_on(f"task {_name(key)} cannot be paused or go on"):
+            self.attempts.pause(key, paused)
 
     def kill(self, key: Key) -> None:
         """Kill the attempt's whole tree; `on_exit` follows when it is empty.
 
         Unknown keys do nothing: the attempt has ended or was never started.
         """
-        attempt = self._attempts.get(key)
-        if attempt is not None:
-            with _going_on(f"task {_name(key)} is killed by its main process first"):
-                self._enforcement.usage(attempt.group)  # the last chance to see its peak
-                self._enforcement.kill(attempt.group)
-            # What ends the attempt is the end of this process: it must not slip through.
-            attempt.process.send_signal(signal.SIGKILL)
+        with _going_on(f"task {_name(key)} is killed by its main process first"):
+            self.attempts.kill(key)
 
     def usage(self) -> dict[Key, int]:
         """Return memory_used_bytes of every running attempt: whole trees, no page cache."""
-        return {
-            key: self._enforcement.usage(attempt.group) for key, attempt in self._attempts.items()
-        }
+        return self.attempts.usage()
 
     def running(self) -> frozenset[Key]:
         """Return the attempts that were started and whose end has not been reported."""
-        return frozenset(self._attempts)
+        return frozenset(self.attempts.known())
+
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Hold all attempts together to the capacity, None for none."""
+        self.attempts.set_capacity(capacity_bytes)
 
     async def _start(self, launch: Launch) -> int:
         limit_bytes = launch.memory_limit_bytes
@@ -242,13 +206,12 @@ class Runner:
 
         def prepare_request(group: Group) -> Request:
             try:
-                self._enforcement.set_limit(group, launch.memory_limit_bytes)
-                self._enforcement.share_cpus(group, launch.cpus)
+                self.attempts.limit(group, launch)
             except EnforcementError as error:
                 raise StartError("limit", 0, str(error)) from error
             return Request(
                 launch.argv,
-                {**launch.environment, **dict(group.variables)},
+                {**launch.environment, **pressure_variables(group), **dict(group.variables)},
                 launch.working_directory,
                 launch.stdout_path,
                 launch.stderr_path,
@@ -256,9 +219,8 @@ class Runner:
             )
 
         process, group = await self._pool.start(prepare_request)
-        self._enforcement.started(group, process.pid)
         attempt = Attempt(launch, group, process, time.time_ns())
-        self._attempts[launch.key] = attempt
+        self.attempts.add(attempt)
         process.on_end(lambda: self._main_ended(attempt))
         if self._closed:
             self.kill(launch.key)
@@ -284,24 +246,21 @@ class Runner:
         while True:
             try:
                 await self._empty(group)
-                peak_bytes = self._enforcement.peak(group)
-                oom_kill_count = self._enforcement.oom_kills(group)
+                peak_bytes, facts = self.attempts.last_words(group)
                 break
             except OSError as error:
                 # Out of file descriptors, say: an end that is late is better than none.
                 LOG.error("group %s cannot be read, trying again: %s", group.name, error)
                 await asyncio.sleep(FINISH_PAUSE_SECONDS)
-        # Only now: while the status is not collected, the pid cannot mean another process.
-        status = attempt.process.collect()
-        self._remove(group)
-        del self._attempts[attempt.launch.key]
-        self._on_exit(_exit(attempt, status, peak_bytes, oom_kill_count, ended_at_ns))
+        oomd_kill = is_marked_by_oomd(group)
+        status = self.attempts.end(attempt)
+        self._on_exit(_exit(attempt, status, peak_bytes, facts, oomd_kill, ended_at_ns))
 
     async def _empty(self, group: Group) -> None:
         """Kill what is left of the tree, however long the kernel takes to end it."""
         warn_at = time.monotonic() + STUCK_WARNING_SECONDS
         attempts = 0
-        while count := self._enforcement.kill(group):
+        while count := self.attempts.empty(group):
             if time.monotonic() > warn_at:
                 LOG.error("group %s: %d processes survive SIGKILL", group.name, count)
                 warn_at += STUCK_WARNING_SECONDS
@@ -310,25 +269,19 @@ class Runner:
 
     def _discard(self, group: Group) -> None:
         """Take back a group that should be empty; what still runs in it is killed first."""
-        if self._enforcement.kill(group):
+        if self.attempts.empty(group):
             self._in_background(self._clear(group))
         else:
-            self._remove(group)
+            self.attempts.remove(group)
 
     async def _clear(self, group: Group) -> None:
         await self._empty(group)
-        self._remove(group)
+        self.attempts.remove(group)
 
-    def _remove(self, group: Group) -> None:
-        try:
-            self._enforcement.remove(group)
-        except EnforcementError as error:
-            # Empty of tasks, so nobody is harmed; the next life of this node sweeps it.
-            LOG.warning("%s", error)
-
-    async def _poll(self, interval_seconds: float) -> None:
-        while True:
-            await asyncio.sleep(interval_seconds)
+    async def _poll(self) -> None:
+        # Asked anew each time: it is shorter near a limit.
+        while (interval_ns := self._enforcement.poll_interval_ns) is not None:
+            await asyncio.sleep(interval_ns / 1e9)
             try:
                 await asyncio.to_thread(self._enforcement.poll)
             except Exception:
@@ -337,17 +290,25 @@ class Runner:
 
 
 def _exit(
-    attempt: Attempt, status: ExitStatus, peak_bytes: int, oom_kill_count: int, ended_at_ns: int
+    attempt: Attempt,
+    status: ExitStatus,
+    peak_bytes: int,
+    facts: OomFacts,
+    oomd_kill: bool,
+    ended_at_ns: int,
 ) -> Exit:
     return Exit(
         key=attempt.launch.key,
         exit_code=status.exit_code,
         signal=status.signal,
         memory_peak_bytes=peak_bytes,
-        oom_kill_count=oom_kill_count,
+        oom_kill_count=facts.kills,
         started_at_ns=attempt.started_at_ns,
         ended_at_ns=ended_at_ns,
         memory_limit_bytes=attempt.launch.memory_limit_bytes,
+        own_limit=facts.own_limit,
+        node_full=facts.node_full,
+        oomd_kill=oomd_kill,
     )
 
 

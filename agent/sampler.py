@@ -46,6 +46,7 @@ class Sample:
     oom_kills: int = 0
     tasks: Mapping[Key, int] = field(default_factory=dict)
     custom: Mapping[str, float] = field(default_factory=dict)  # metrics of one's own
+    intake_stopped: bool = False  # the guard wants no new attempt for now
 
     @property
     def memory_used_bytes(self) -> int:

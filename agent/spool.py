@@ -20,14 +20,16 @@ import logging
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from agent.attempt import Ended, Key, OomCause, Outcome
+from agent.attempt import Ended, GuardStep, GuardStepKind, Key, OomCause, Outcome
 
 LOG = logging.getLogger(__name__)
 
 LINE_BYTES_MAX = 65_536
 FILE_BYTES_MAX = 1 << 20  # beyond it the file is written anew with what is still owed
 _OUTCOME_FIELDS = tuple(field.name for field in fields(Outcome))
+_STEP_FIELDS = tuple(field.name for field in fields(GuardStep))
 
 
 class WorkDirRefused(Exception):
@@ -189,6 +191,9 @@ def _encode(key: Key, ended: Ended) -> bytes:
         "timed_out": ended.timed_out,
         "stopped": ended.stopped,
     }
+    if (step := ended.guard) is not None:
+        shown = {name: getattr(step, name) for name in _STEP_FIELDS}
+        values["guard"] = shown | {"kind": step.kind.value}
     return json.dumps([*key, values]).encode() + b"\n"
 
 
@@ -203,4 +208,12 @@ def _decode(line: bytes) -> tuple[Key, Ended | None]:
     (values,) = rest
     cause = OomCause(values.pop("oom_cause"))
     timed_out, stopped = bool(values.pop("timed_out")), bool(values.pop("stopped"))
-    return key, Ended(Outcome(**values), cause, timed_out, stopped)
+    guard = _step(values.pop("guard", None))
+    return key, Ended(Outcome(**values), cause, timed_out, stopped, guard)
+
+
+def _step(values: dict[str, Any] | None) -> GuardStep | None:
+    if values is None:
+        return None
+    kind, key = GuardStepKind(values.pop("kind")), values.pop("key")
+    return GuardStep(kind=kind, key=None if key is None else (int(key[0]), int(key[1])), **values)

@@ -20,9 +20,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agent.group import EnforcementError, Group
+from agent.cgroupfs import psi_full_percent
+from agent.group import EnforcementError, Group, NodeMemory, OomFacts
 from agent.proctree import (
     Life,
     ProcessEntry,
@@ -33,7 +35,8 @@ from agent.proctree import (
     send_signal,
 )
 
-POLL_INTERVAL_NS = 250_000_000
+POLL_INTERVAL_NS = 500_000_000
+POLL_INTERVAL_NEAR_NS = 100_000_000  # while a tree or the node is beyond NEAR_LIMIT
 NEAR_LIMIT = 0.8
 MARK = "MASS_TREE"  # value: node name : life of the agent : number of the group
 SWEEP_SECONDS_MAX = 10.0
@@ -50,6 +53,8 @@ class Tree:
     used_bytes: int = 0
     peak_bytes: int = 0
     killed: set[tuple[int, int]] = field(default_factory=set)  # for being over its limit
+    oom_group: bool = False
+    paused: bool = False
 
 
 @dataclass(slots=True)
@@ -74,7 +79,6 @@ class Watchdog:
     """Enforcement by polling; see `agent.enforce.Enforcement` for the contract."""
 
     name = "watchdog"
-    poll_interval_ns = POLL_INTERVAL_NS
 
     def __init__(self, node_name: str) -> None:
         """Make one without groups; it needs no rights beyond those of the tasks' user."""
@@ -83,8 +87,15 @@ class Watchdog:
         self._trees: dict[str, Tree] = {}
         self._group_count = 0
         self._cache = MarkCache()
+        self._capacity_bytes: int | None = None
+        self._near = False
         # poll runs in a thread of its own: a look at a thousand processes takes 15 ms.
         self._lock = threading.Lock()
+
+    @property
+    def poll_interval_ns(self) -> int:
+        """Return how long it may look away; shorter near a limit."""
+        return POLL_INTERVAL_NEAR_NS if self._near else POLL_INTERVAL_NS
 
     def describe(self) -> dict[str, bool | str]:
         """Return what it can and cannot do."""
@@ -94,9 +105,47 @@ class Watchdog:
             "oom_counter": True,
             "kernel_peak": False,
             "atomic_kill": False,
-            "caveat": f"looks every {self.poll_interval_ns / 1e9:g} s: "
-            "a task may overshoot its limit in between",
+            "freeze": False,
+            "cpu_shares": False,
+            "node_group": False,
+            "stall_event": False,
+            "psi": False,
+            "oom_group": False,
+            "caveat": f"looks every {POLL_INTERVAL_NS / 1e9:g} s, near a limit every "
+            f"{POLL_INTERVAL_NEAR_NS / 1e9:g} s: a task may overshoot its limit in between",
         }
+
+    def set_capacity(self, capacity_bytes: int | None) -> int | None:
+        """Remember it for `node_memory`; nothing holds the trees together to it."""
+        self._capacity_bytes = capacity_bytes
+        return capacity_bytes
+
+    def node_memory(self) -> NodeMemory:
+        """Return what the last look saw of all trees; nothing stalls by itself."""
+        with self._lock:
+            used_bytes = sum(tree.used_bytes for tree in self._trees.values())
+        return NodeMemory(used_bytes, self._capacity_bytes, stalled=False)
+
+    def stall_fd(self) -> int | None:
+        """Return None: without groups of the kernel nobody tells."""
+        return None
+
+    def clear_stall(self) -> None:
+        """Nothing to do."""
+
+    def freeze_all(self, paused: bool) -> None:
+        """Stop the processes of every tree that a fresh look finds, or let them go on."""
+        with self._lock:
+            processes = read_processes()
+            marks = self._cache.refresh(processes)
+            for tree in self._trees.values():
+                if not tree.paused:
+                    members = self._members(tree, processes, marks)
+                    send_signal(members, signal.SIGSTOP if paused else signal.SIGCONT)
+
+    def psi_full_percent(self) -> float | None:
+        """Return the machine's."""
+        return psi_full_percent("/proc/pressure/memory")
 
     def prepare(self) -> Group:
         """Make an empty group: a mark that its processes will carry."""
@@ -112,6 +161,15 @@ class Watchdog:
         with self._lock:
             self._trees[group.name].limit_bytes = limit_bytes
 
+    def set_oom_group(self, group: Group, on: bool) -> None:
+        """Say whether a tree over its limit loses its biggest process or all of them."""
+        with self._lock:
+            self._trees[group.name].oom_group = on
+
+    def finish_oom_groups(self) -> tuple[str, ...]:
+        """Nothing to do: `poll` takes the whole tree at once."""
+        return ()
+
     def share_cpus(self, group: Group, cpus: float) -> None:
         """Nothing to do: without groups of the kernel processors cannot be shared by weight."""
 
@@ -124,6 +182,10 @@ class Watchdog:
         """Return what the last look saw; no older than one poll interval."""
         return self._trees[group.name].used_bytes
 
+    def usages(self, groups: Sequence[Group]) -> list[int]:
+        """Return the same of many groups."""
+        return [self.usage(group) for group in groups]
+
     def peak(self, group: Group) -> int:
         """Return the most that any look saw; beyond the limit where it was overshot."""
         return self._trees[group.name].peak_bytes
@@ -132,6 +194,11 @@ class Watchdog:
         """Return how many processes were killed because the tree was over its limit."""
         return len(self._trees[group.name].killed)
 
+    def oom_facts(self, group: Group) -> OomFacts:
+        """Return its own kills; what the kernel kills in a tree cannot be told from here."""
+        kills = self.oom_kills(group)
+        return OomFacts(kills, own_limit=kills > 0, node_full=False)
+
     def signal(self, group: Group, number: int) -> int:
         """Signal every process of the tree that a fresh look finds."""
         with self._lock:
@@ -139,7 +206,10 @@ class Watchdog:
 
     def freeze(self, group: Group, paused: bool) -> None:
         """Stop every process of the tree that a fresh look finds, or let them go on."""
-        self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
+        tree = self._trees.get(group.name)
+        if tree is not None:
+            tree.paused = paused
+            self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def kill(self, group: Group) -> int:
         """Send SIGKILL to every process that a fresh look finds; return how many there were."""
@@ -158,11 +228,13 @@ class Watchdog:
         with self._lock:
             trees = [tree for tree in self._trees.values() if tree.main_pid is not None]
             if not trees:
+                self._near = False
                 return
             processes = read_processes()
             marks = self._cache.refresh(processes)
             for tree in trees:
                 self._judge(tree, self._members(tree, processes, marks))
+            self._near = self._is_near(trees)
 
     def sweep(self) -> tuple[str, ...]:
         """Kill every process that carries the mark of an ended life of this node."""
@@ -193,10 +265,18 @@ class Watchdog:
         tree.used_bytes = used_bytes
         tree.peak_bytes = max(tree.peak_bytes, used_bytes)
         if tree.limit_bytes is not None and used_bytes > tree.limit_bytes:
+            # The biggest, as the kernel would: a script around it lives on to tell of it.
+            biggest = max(members.values(), key=lambda entry: (entry.rss_bytes, entry.pid)).pid
             # By identity: on a busy machine the next look may still find one that was killed.
-            for entry in members.values():
-                if send_signal((entry.pid,), signal.SIGKILL):
-                    tree.killed.add(entry.identity)
+            for pid in list(members) if tree.oom_group else [biggest]:
+                if send_signal((pid,), signal.SIGKILL):
+                    tree.killed.add(members[pid].identity)
+
+    def _is_near(self, trees: list[Tree]) -> bool:
+        used_bytes = sum(tree.used_bytes for tree in trees)
+        bounds = [(tree.used_bytes, tree.limit_bytes) for tree in trees]
+        bounds.append((used_bytes, self._capacity_bytes))
+        return any(limit is not None and used > NEAR_LIMIT * limit for used, limit in bounds)
 
     def _look(self, tree: Tree) -> dict[int, ProcessEntry]:
         processes = read_processes()

@@ -19,6 +19,7 @@ from agent.attempt import (
     Ended,
     FreezeAsked,
     Frozen,
+    GuardStep,
     Key,
     Report,
     StopAsked,
@@ -34,6 +35,7 @@ INTERVAL_MIN_NS = 50_000_000
 INTERVAL_MAX_NS = 3_600 * SECOND_NS
 LEASE_MIN_NS = SECOND_NS
 ERROR_LENGTH_MAX = 4_096
+REASON_LENGTH_MAX = 1_024
 LOG_BYTES_MAX = 256 * 1024
 LOG_BYTES_DEFAULT = 64 * 1024
 TAIL_BYTES_MAX = 64 * 1024
@@ -65,6 +67,7 @@ class Welcome:
     event: Welcomed
     sampling: Sampling
     attempt_lease_ns: int
+    memory_capacity_bytes: int | None = None  # of all attempts together; None: not known
     cluster_id: str = ""  # an older controller has none
 
 
@@ -100,11 +103,14 @@ def decode_welcome(message: agent_pb2.Welcome) -> Welcome:
     lease_ns = _duration_ns(message.attempt_lease, "attempt_lease")
     if lease_ns < LEASE_MIN_NS:
         raise WireError(f"attempt_lease is {lease_ns} ns, at least {LEASE_MIN_NS} is needed")
+    if message.memory_capacity_bytes < 0:
+        raise WireError(f"memory_capacity_bytes is {message.memory_capacity_bytes}, at least 0")
     forget = tuple(_key(known.task_id, known.attempt) for known in message.forget)
     return Welcome(
         Welcomed(message.acknowledged_sequence, forget),
         decode_sampling(message.sampling),
         lease_ns,
+        message.memory_capacity_bytes or None,
         message.cluster_id,
     )
 
@@ -149,6 +155,11 @@ def decode_assignment(message: agent_pb2.Assignment) -> Assigned:
             array_id=message.array_id,
             array_index=message.array_index,
             label=message.task_label or str(message.task_id),
+            memory_elastic=message.memory_elastic,
+            memory_expected_peak_bytes=message.memory_expected_peak_bytes,
+            priority=message.priority,
+            no_requeue=message.no_requeue,
+            oom_group=message.oom_group,
         )
     )
 
@@ -172,7 +183,12 @@ def _assignment_error(message: agent_pb2.Assignment) -> str:
     for path in (message.stdout_path, message.stderr_path):
         if path and not path.startswith("/"):
             return f"has the output {path!r}, it must be absolute"
-    if message.memory_limit_bytes < 0 or message.memory_request_bytes < 0:
+    sizes = (
+        message.memory_limit_bytes,
+        message.memory_request_bytes,
+        message.memory_expected_peak_bytes,
+    )
+    if min(sizes) < 0:
         return "has a negative size of memory"
     if not 0 <= message.cpus <= 1e6:
         return f"has {message.cpus} cpus"
@@ -263,6 +279,31 @@ def _sample(sample: Sample) -> agent_pb2.Sample:
         task_attempts=[key[1] for key in sample.tasks],
         task_memory_used_bytes=list(sample.tasks.values()),
         custom_metrics=sample.custom,
+        intake_stopped=sample.intake_stopped,
+    )
+
+
+def encode_guard_steps(steps: Iterable[GuardStep]) -> agent_pb2.AgentMessage:
+    """Return a batch, oldest first."""
+    return agent_pb2.AgentMessage(
+        guard_steps=agent_pb2.GuardStepBatch(steps=[_guard_step(step) for step in steps])
+    )
+
+
+def _guard_step(step: GuardStep) -> agent_pb2.GuardStep:
+    task_id, attempt = step.key or (0, 0)
+    return agent_pb2.GuardStep(
+        taken_at_unix_ns=step.taken_at_ns,
+        kind=f"GUARD_STEP_KIND_{step.kind.name}",
+        task_id=task_id,
+        attempt=attempt,
+        memory_used_bytes=step.memory_used_bytes,
+        memory_limit_bytes=step.memory_limit_bytes,
+        memory_growth_bytes_per_second=step.memory_growth_bytes_per_second,
+        seconds_to_full=step.seconds_to_full,
+        psi_full_percent=step.psi_full_percent,
+        task_memory_used_bytes=step.task_memory_used_bytes,
+        reason=step.reason[:REASON_LENGTH_MAX],
     )
 
 
@@ -295,6 +336,7 @@ def encode_report(
         timed_out=ended.timed_out,
         stopped=ended.stopped,
         start_error=outcome.start_error[:ERROR_LENGTH_MAX],
+        guard=None if ended.guard is None else _guard_step(ended.guard),
     )
     if outcome.started_at_ns:
         body.stdout_tail = tail(report.key, STDOUT)

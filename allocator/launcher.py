@@ -12,6 +12,7 @@ processes: the kernel ends them when the thread that spawned them ends (PR_SET_P
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -165,23 +166,33 @@ class ChildProcess:
 
     pid: int
     pidfd: int = field(init=False)
+    _callback: Callable[[], None] | None = field(init=False, default=None)
+    _watched_by: asyncio.AbstractEventLoop | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.pidfd = os.pidfd_open(self.pid)
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Call back once from the running loop when the process has ended."""
-        loop = asyncio.get_running_loop()
-
-        def ended() -> None:
-            loop.remove_reader(self.pidfd)
-            callback()
-
-        loop.add_reader(self.pidfd, ended)
+        """Call back once from the running loop when the process has ended, in place of another."""
+        self._callback = callback
+        if self._watched_by is None:
+            self._watched_by = asyncio.get_running_loop()
+            self._watched_by.add_reader(self.pidfd, self._ended)
 
     def forget_end(self) -> None:
-        """Withdraw on_end."""
-        asyncio.get_running_loop().remove_reader(self.pidfd)
+        """Withdraw on_end. The loop goes on looking: the next on_end most often follows soon."""
+        self._callback = None
+
+    def _ended(self) -> None:
+        self._unwatch()
+        callback, self._callback = self._callback, None
+        if callback is not None:  # else whoever asks next is told at once
+            callback()
+
+    def _unwatch(self) -> None:
+        if self._watched_by is not None:
+            self._watched_by.remove_reader(self.pidfd)
+            self._watched_by = None
 
     def send_signal(self, number: int) -> None:
         """Signal this very process; nothing happens when it has already ended."""
@@ -192,6 +203,7 @@ class ChildProcess:
 
     def collect(self) -> ExitStatus:
         """Collect the status of the ended process and let go of it; to be called once."""
+        self._unwatch()
         try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         except ChildProcessError:
@@ -259,10 +271,8 @@ class ParkedLauncher(Generic[PlaceT]):
             LauncherDied: it ended before exec, so nothing of the request ever ran.
         """
         encoded = request.encode()
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(EXEC_TIMEOUT_SECONDS):
-                await loop.sock_sendall(self._channel, encoded)
+            await self._send(encoded)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise LauncherDied(f"launcher {self.process.pid} ended while it was parked") from error
         except TimeoutError as error:
@@ -290,10 +300,48 @@ class ParkedLauncher(Generic[PlaceT]):
 
         self.process.on_end(ended)
 
+    async def _send(self, encoded: bytes) -> None:
+        """Send all of it. Most requests fit into the socket, which then needs no waiting."""
+        with contextlib.suppress(BlockingIOError):
+            encoded = encoded[self._channel.send(encoded) :]
+        if encoded:
+            async with asyncio.timeout(EXEC_TIMEOUT_SECONDS):
+                await asyncio.get_running_loop().sock_sendall(self._channel, encoded)
+
     async def _receive_rest(self, waiting_for: str, answer: bytes) -> bytes:
-        while chunk := await self._receive(waiting_for, EXEC_TIMEOUT_SECONDS):
-            answer += chunk
-        return answer
+        """Return the answer with all that follows up to the end of the stream.
+
+        Raises:
+            StepFailed: the launcher says nothing more, and does not end either.
+        """
+        loop = asyncio.get_running_loop()
+        parts = [answer]
+        complete: asyncio.Future[None] = loop.create_future()
+
+        def readable() -> None:
+            try:
+                while chunk := self._channel.recv(4096):
+                    parts.append(chunk)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                pass  # an end as well
+            if not complete.done():
+                complete.set_result(None)
+
+        def expire() -> None:
+            if not complete.done():
+                complete.set_exception(StepFailed(waiting_for, errno.ETIMEDOUT))
+
+        # One watch for the whole answer: it comes in two parts, a good word and the end at exec.
+        loop.add_reader(self._channel, readable)
+        timer = loop.call_later(EXEC_TIMEOUT_SECONDS, expire)
+        try:
+            await complete
+        finally:
+            timer.cancel()
+            loop.remove_reader(self._channel)
+        return b"".join(parts)
 
     async def _receive(self, waiting_for: str, timeout_seconds: float) -> bytes:
         """Return the next bytes, empty at the end of the stream.

@@ -18,8 +18,10 @@ from controller.configvalues import (
     is_loopback,
     read_address,
     read_boolean,
+    read_choice,
     read_duration,
     read_integer,
+    read_number,
     read_path,
     read_paths,
     read_size,
@@ -30,6 +32,7 @@ from controller.configvalues import (
 )
 from controller.core.errors import InvalidRequest
 from controller.core.limits import DEFAULT_LIMITS, MILLISECOND_NS, SECOND_NS, Limits
+from controller.core.model import MemoryLimits
 from controller.notify import checked_receiver
 
 DEFAULT_FILE = Path("/etc/mass/controller.toml")
@@ -61,6 +64,8 @@ class Settings:
     user_tasks_max: int = DEFAULT_LIMITS.user_tasks_max  # 0: no bound
     fair_share: bool = DEFAULT_LIMITS.fair_share
     fair_share_half_life_ns: int = DEFAULT_LIMITS.fair_share_half_life_ns
+    memory_limits: MemoryLimits = DEFAULT_LIMITS.memory_limits
+    overcommit_share: float = DEFAULT_LIMITS.overcommit_share
 
     def limits(self) -> Limits:
         """Return the core's bounds with these settings in them."""
@@ -75,6 +80,8 @@ class Settings:
             user_tasks_max=self.user_tasks_max,
             fair_share=self.fair_share,
             fair_share_half_life_ns=self.fair_share_half_life_ns,
+            memory_limits=self.memory_limits,
+            overcommit_share=self.overcommit_share,
         )
 
 
@@ -105,6 +112,19 @@ def _whole(least: int, most: int) -> Callable[[Given], int]:
 
 def _lasting(least_ns: int, most_ns: int) -> Callable[[Given], int]:
     return lambda given: read_duration(given, least_ns, most_ns)
+
+
+def _memory_limits(given: Given) -> MemoryLimits:
+    return MemoryLimits(read_choice(given, [one.value for one in MemoryLimits]))
+
+
+def _word_of(chosen: object) -> str:
+    assert isinstance(chosen, MemoryLimits)
+    return chosen.value
+
+
+def _share(given: Given) -> float:
+    return read_number(given, 0.0, 1.0)
 
 
 def _webhook(given: Given) -> str:
@@ -141,6 +161,9 @@ SETTINGS = (
     Setting("fair_share", "fair_share", read_boolean, while_running=True),
     Setting("fair_share_half_life", "fair_share_half_life_ns",
             _lasting(0, 365 * 24 * 3_600 * SECOND_NS), show_duration, while_running=True),
+    Setting("memory_limits", "memory_limits", _memory_limits, _word_of,
+            while_running=True),
+    Setting("overcommit_share", "overcommit_share", _share, while_running=True),
 )  # fmt: skip
 
 

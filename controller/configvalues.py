@@ -7,6 +7,7 @@ it. Text from a flag or a variable may stand for a number; in a file a number is
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,26 @@ def read_integer(given: Given, least: int, most: int) -> int:
         raise given.error("is no whole number")
     if not least <= value <= most:
         raise given.error(f"is outside {least} to {most}")
+    return value
+
+
+def read_number(given: Given, least: float, most: float) -> float:
+    """Return a number from `least` to `most`."""
+    value = given.value
+    if given.is_text and isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+        value = float(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise given.error("is no number")
+    if not least <= value <= most:
+        raise given.error(f"is outside {least:g} to {most:g}")
+    return float(value)
+
+
+def read_choice(given: Given, words: Sequence[str]) -> str:
+    """Return one of some words."""
+    value = given.value
+    if not isinstance(value, str) or value not in words:
+        raise given.error(f"is none of {', '.join(words)}")
     return value
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from mass.v1 import event_pb2
 
+from controller.core.explain_memory import step_text
 from controller.core.model import (
     ENDED_STATES,
     Alert,
     AlertState,
+    GuardStep,
     MemoryReservation,
     NodeState,
     OomCause,
@@ -18,6 +20,7 @@ from controller.core.task_events import gibibytes
 from controller.journal import (
     Dropped,
     Entry,
+    GuardStepped,
     Happening,
     NodeForgotten,
     NodeStateChanged,
@@ -84,12 +87,31 @@ def _shown(happening: Happening) -> Shown:
             subject = f"reservation {number}"
             details: dict[str, object] = {"reservation_id": number, "state": "ENDED"}
             return "RESERVATION", subject, f"{subject} has ended", details
+        case GuardStepped(node_id, step):
+            return _guard(node_id, step)
         case Reloaded(taken, text):
             outcome = "RELOADED" if taken else "REFUSED"
             return "CONFIGURATION", "configuration", text, {"state": outcome}
         case Dropped(count):
             text = f"{count} events were dropped: they were not read in time"
             return "DROPPED", "events", text, {"count": count}
+
+
+def _guard(node_id: str, step: GuardStep) -> Shown:
+    details: dict[str, object] = {
+        "node_id": node_id,
+        "step": step.kind.value,
+        "task_id": step.task_id or None,
+        "attempt": step.attempt or None,
+        "memory_used_bytes": step.used_bytes,
+        "memory_limit_bytes": step.limit_bytes,
+        "memory_growth_bytes_per_second": f"{step.growth_bytes_per_second:.15g}",
+        "seconds_to_full": step.seconds_to_full,
+        "psi_full_percent": step.psi_full_percent,
+        "task_memory_used_bytes": step.task_used_bytes if step.task_id else None,
+        "reason": step.reason,
+    }
+    return "GUARD", f"node {node_id}", f"guard of node {node_id}: {step_text(step)}", details
 
 
 def _task(task: TaskChanged) -> Shown:

@@ -20,6 +20,7 @@ from controller.core.commands import (
     Command,
     ForgetNode,
     ForgetReservation,
+    NoteGuardStep,
     Notify,
     SaveNode,
     SaveReservation,
@@ -29,6 +30,7 @@ from controller.core.errors import LimitReached, MassError
 from controller.core.limits import Limits
 from controller.core.model import (
     Alert,
+    GuardStep,
     MemoryReservation,
     Node,
     NodeState,
@@ -87,6 +89,13 @@ class ReservationEnded(NamedTuple):
     reservation_id: int
 
 
+class GuardStepped(NamedTuple):
+    """A node's guard did something to keep the node from running out of memory."""
+
+    node_id: str
+    step: GuardStep
+
+
 class Reloaded(NamedTuple):
     """Rules and settings were read again; `taken` says whether they are in force."""
 
@@ -108,6 +117,7 @@ Happening = (
     | Alert
     | MemoryReservation
     | ReservationEnded
+    | GuardStepped
     | Reloaded
     | Dropped
 )
@@ -180,6 +190,8 @@ class Journal:
                 self._put(at_ns, TaskChanged(*_TASK_FIELDS(command.task)))
             elif isinstance(command, Notify):
                 self._put(at_ns, command.alert)
+            elif isinstance(command, NoteGuardStep):
+                self._put(at_ns, GuardStepped(command.node_id, command.step))
             elif isinstance(command, SaveNode):
                 self._note_scheduling(at_ns, command.node)
             elif isinstance(command, ForgetNode):

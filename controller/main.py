@@ -130,6 +130,7 @@ async def serve(
                 next_reservation_id=stored.next_reservation_id,
                 cluster_id=stored.cluster_id,
             )
+            cluster.learn(stored.attempts)
             engine = Engine(Scheduler(cluster), store, clock, notices.notify)
             log.info(
                 "starting version=%s data=%s pool_mib=%d nodes_max=%d open_tasks=%d rules=%d",

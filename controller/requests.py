@@ -132,6 +132,9 @@ def spec(
     environment = dict(message.environment)
     _check_environment(environment, limits)
     request, limit = _memory(message, limits)
+    input_bytes = _whole(
+        "input-size", message.input_bytes, 0, limits.memory_request_max_bytes
+    )
     name, category = _names(message, limits)
     cpus = message.cpus or limits.cpus_default
     if not 0 < cpus <= limits.cpus_max:
@@ -146,14 +149,6 @@ def spec(
     directory = message.working_directory
     if directory and (not directory.startswith("/") or "\0" in directory or len(directory) > 4_096):
         raise InvalidRequest(f"cwd '{directory[:80]}' is no absolute path")
-    time_limit_ns = None
-    if message.HasField("time_limit"):
-        time_limit_ns = message.time_limit.ToNanoseconds()
-        if not 0 < time_limit_ns <= limits.time_limit_max_ns:
-            raise InvalidRequest(
-                f"time_limit is {time_limit_ns / 1e9:g} s; it must be above 0, at most"
-                f" {limits.time_limit_max_ns // SECOND_NS} s"
-            )
     return TaskSpec(
         command=command,
         name=name,
@@ -162,7 +157,7 @@ def spec(
         memory_limit_bytes=limit,
         cpus=cpus,
         priority=message.priority,
-        time_limit_ns=time_limit_ns,
+        time_limit_ns=_time_limit_ns(message, limits),
         retries=message.retries,
         requeue=not message.no_requeue,
         environment=environment,
@@ -179,6 +174,10 @@ def spec(
         array_running_max=_whole(
             "array.running_max", message.array.running_max, 0, limits.array_elements_max
         ),
+        memory_declared=message.memory_request_bytes > 0,
+        memory_exact=message.memory_exact,
+        input_bytes=input_bytes or None,
+        oom_group=message.oom_group,
     )
 
 
@@ -228,6 +227,18 @@ def _output_path(name: str, path: str) -> str:
     if path and (not path.startswith("/") or "\0" in path or len(path) > PATH_LENGTH_MAX):
         raise InvalidRequest(f"{name} '{path[:80]}' is no absolute path")
     return path
+
+
+def _time_limit_ns(message: types_pb2.TaskSpec, limits: Limits) -> int | None:
+    if not message.HasField("time_limit"):
+        return None
+    time_limit_ns = message.time_limit.ToNanoseconds()
+    if not 0 < time_limit_ns <= limits.time_limit_max_ns:
+        raise InvalidRequest(
+            f"time_limit is {time_limit_ns / 1e9:g} s; it must be above 0, at most"
+            f" {limits.time_limit_max_ns // SECOND_NS} s"
+        )
+    return time_limit_ns
 
 
 def _retry_delay_ns(message: types_pb2.TaskSpec, limits: Limits) -> int:
@@ -281,6 +292,8 @@ def _memory(message: types_pb2.TaskSpec, limits: Limits) -> tuple[int, int | Non
             f"mem-limit {limit} bytes is below mem {request} bytes; a task could never use what"
             " is reserved for it"
         )
+    if message.memory_exact and not request:
+        raise InvalidRequest("mem-exact needs mem: what would be reserved exactly?")
     if not request:
         request = limits.memory_request_default_bytes
         request = min(request, limit) if limit else request

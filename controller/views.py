@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
 
 from controller import wire
 from controller.core.cluster import Cluster
 from controller.core.explain import NodeRefusal, pending_reason
+from controller.core.explain_memory import step_text
+from controller.core.learning import Outcomes
 from controller.core.model import (
+    WAITING_STATES,
     Alert,
     DependencyKind,
     MemoryReservation,
     Preference,
     Task,
     TaskSpec,
+    TaskState,
 )
+from controller.core.needs import need_of
 from controller.core.nodes import NodeRecord
 from controller.core.results import Results
 from controller.core.rules import Rule
+from controller.core.sizing import CategorySummary
 from controller.wire import duration, timestamp
 
 OOM_CAUSES = {core: shown for shown, core in wire.OOM_CAUSES.items()}
@@ -48,6 +55,9 @@ def spec_view(spec: TaskSpec) -> types_pb2.TaskSpec:
         name=spec.name,
         category=spec.category,
         memory_request_bytes=spec.memory_request_bytes,
+        memory_exact=spec.memory_exact,
+        input_bytes=spec.input_bytes or 0,
+        oom_group=spec.oom_group,
         memory_limit_bytes=spec.memory_limit_bytes or 0,
         cpus=spec.cpus,
         priority=spec.priority,
@@ -95,7 +105,15 @@ def task_view(cluster: Cluster, results: Results | None, task: Task) -> types_pb
         array_id=str(task.array_id) if task.array_id else "",
         array_index=task.array_index,
         gpu_indexes=task.gpu_indexes,
+        memory_auto=not task.spec.memory_declared,
+        memory_size_bytes=task.memory_size_bytes,
+        memory_expected_peak_bytes=task.memory_expected_peak_bytes,
+        memory_elastic=task.memory_elastic,
+        memory_reason=task.memory_reason,
+        memory_spared=task.memory_spared,
     )
+    if task.state in WAITING_STATES:
+        _size_waiting(cluster, task, message)
     message.spec.priority = task.priority
     if task.not_before_ns:
         message.not_before.CopyFrom(timestamp(task.not_before_ns))
@@ -116,10 +134,59 @@ def task_view(cluster: Cluster, results: Results | None, task: Task) -> types_pb
     return message
 
 
+def _size_waiting(cluster: Cluster, task: Task, message: types_pb2.Task) -> None:
+    """Say what a waiting task would get now."""
+    need = cluster.need_of(task)
+    if need is None:
+        message.memory_size_bytes = task.spec.memory_request_bytes
+        return
+    decision = cluster.learning.decide(need)
+    message.memory_size_bytes = decision.size_bytes
+    message.memory_expected_peak_bytes = decision.expected_peak_bytes
+    message.memory_reason = decision.reason
+
+
+def category_view(
+    cluster: Cluster, name: str, summary: CategorySummary | None
+) -> memory_pb2.Category:
+    """Return what was learned of a category; a summary is there once it has a run."""
+    learning = cluster.learning
+    outcomes = learning.outcomes.get(name) or Outcomes()
+    spec = TaskSpec((name,), name, name, cluster.limits.memory_request_default_bytes, None,
+                    memory_declared=False)  # fmt: skip
+    need = need_of(Task(0, spec, "", TaskState.PENDING, 0), cluster.limits.memory_limits)
+    assert need is not None
+    decision = learning.decide(need)
+    message = memory_pb2.Category(
+        name=name,
+        succeeded=outcomes.succeeded,
+        failed=outcomes.failed,
+        out_of_memory=outcomes.out_of_memory,
+        spared=outcomes.spared,
+        tasks_placed=cluster.category_tasks.get(name, 0),
+        memory_size_bytes=decision.size_bytes,
+        memory_expected_peak_bytes=decision.expected_peak_bytes,
+        memory_reason=decision.reason,
+    )
+    if outcomes.runtimes_ns:
+        message.runtime_median.CopyFrom(duration(int(statistics.median(outcomes.runtimes_ns))))
+    if summary is not None:
+        message.memory_peak_median_bytes = summary.peak_median_bytes
+        message.memory_peak_p95_bytes = summary.peak_p95_bytes
+        message.memory_peak_max_bytes = summary.peak_max_bytes
+        message.memory_declared_bytes = summary.declared_median_bytes or 0
+        message.over_declared = summary.over_declared or 0.0
+    return message
+
+
 def node_view(
-    cluster: Cluster, results: Results | None, record: NodeRecord, now_ns: int
+    cluster: Cluster,
+    results: Results | None,
+    record: NodeRecord,
+    now_ns: int,
+    with_steps: bool = False,
 ) -> types_pb2.Node:
-    """Return a node with its sums as of the last cycle."""
+    """Return a node with its sums as of the last cycle, and what its guard did lately."""
     node, slot = record.node, record.slot
     ledger, table = cluster.ledger, cluster.table
     message = types_pb2.Node(
@@ -143,6 +210,12 @@ def node_view(
         agent_version=node.agent_version,
         enforcement=node.enforcement,
     )
+    message.intake_stopped = bool(table.intake_stopped[slot])
+    if with_steps:
+        message.guard_steps.extend(
+            f"{timestamp(step.taken_at_ns).ToJsonString()} {step_text(step)}"
+            for step in cluster.guard_log.of_node(node.id)
+        )
     if node.drain_deadline_ns:
         message.drain_deadline.CopyFrom(timestamp(node.drain_deadline_ns))
     if node.scheduling_since_ns:
@@ -228,16 +301,16 @@ def reservation_view(reservation: MemoryReservation) -> memory_pb2.Reservation:
 
 def pool_view(cluster: Cluster) -> memory_pb2.Pool:
     """Return the controller's pool and who uses it."""
-    statistics = cluster.pool.statistics()
+    pool = cluster.pool.statistics()
     return memory_pb2.Pool(
-        capacity_bytes=statistics.capacity_bytes,
-        used_bytes=statistics.used_bytes,
-        peak_bytes=statistics.used_peak_bytes,
-        largest_free_bytes=statistics.largest_free_bytes,
-        allocations=statistics.allocation_count,
-        frees=statistics.free_count,
-        failures=statistics.failure_count,
-        wrong_frees=statistics.wrong_free_count,
+        capacity_bytes=pool.capacity_bytes,
+        used_bytes=pool.used_bytes,
+        peak_bytes=pool.used_peak_bytes,
+        largest_free_bytes=pool.largest_free_bytes,
+        allocations=pool.allocation_count,
+        frees=pool.free_count,
+        failures=pool.failure_count,
+        wrong_frees=pool.wrong_free_count,
         series_bytes=cluster.history.series.bytes_used(),
         ledger_bytes=cluster.ledger.bytes_used(),
         tails_bytes=cluster.tails.bytes_used(),

@@ -17,11 +17,24 @@ from mass.v1 import agent_pb2, types_pb2
 from controller.core.cluster import Cluster
 from controller.core.commands import SendFreeze, SendStop, SendWelcome
 from controller.core.errors import InvalidRequest, ProtocolMismatch
-from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, NodeJoined
+from controller.core.events import (
+    AttemptEnded,
+    AttemptFrozen,
+    AttemptStarted,
+    GuardActed,
+    NodeJoined,
+)
 from controller.core.history import INDEX
 from controller.core.limits import PROTOCOL_VERSION, SECOND_NS, Limits
 from controller.core.metrics import CUSTOM_METRICS_MAX, CUSTOM_NAME, CUSTOM_NAME_RULE
-from controller.core.model import KnownAttempt, OomCause, OutputStream, Task
+from controller.core.model import (
+    GuardStep,
+    GuardStepKind,
+    KnownAttempt,
+    OomCause,
+    OutputStream,
+    Task,
+)
 from controller.core.nodes import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -34,6 +47,8 @@ LABEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}", re.ASCII)
 LABEL_VALUE_LENGTH_MAX = 63
 GPUS_MAX = 1_024
 ERROR_TEXT_LENGTH_MAX = 2_048
+GUARD_STEPS_MAX = 1_000  # of one message
+GUARD_REASON_LENGTH_MAX = 500
 IDENTITY_LENGTH_MAX = 128
 BYTES_MAX = 1 << 50
 # An agent takes no message above 16 MiB, and one task may have 256 KiB of words and variables.
@@ -69,6 +84,9 @@ OOM_CAUSES = {
     types_pb2.OOM_CAUSE_GUARD: OomCause.GUARD,
     types_pb2.OOM_CAUSE_OUTSIDE: OomCause.OUTSIDE,
     types_pb2.OOM_CAUSE_CHILD_ONLY: OomCause.CHILD_ONLY,
+}
+GUARD_STEPS = {
+    agent_pb2.GuardStepKind.Value(f"GUARD_STEP_KIND_{kind.value}"): kind for kind in GuardStepKind
 }
 STREAMS = {
     types_pb2.OUTPUT_STREAM_UNSPECIFIED: OutputStream.STDOUT,
@@ -179,6 +197,8 @@ def _write_sample(
         row[PERCENT] = 100.0 * used / total
         row[FOREIGN] = max(0, used - _tasks_used(cluster, slot))
         cluster.table.total_bytes[slot] = total
+        cluster.table.measured(slot)
+    cluster.table.intake_stopped[slot] = sample.intake_stopped
     if sample.HasField("swap_total_bytes") and sample.HasField("swap_used_bytes"):
         swap_total, swap_used = sample.swap_total_bytes, sample.swap_used_bytes
         if not 0 <= swap_used <= swap_total <= BYTES_MAX:
@@ -320,6 +340,44 @@ def report(
         stderr_tail=ended.stderr_tail[-OUTPUT_BYTES_MAX:],
         stream=stream,
         error_text=_printable(ended.error_text[-ERROR_TEXT_LENGTH_MAX:]),
+        guard_reason=_printable(ended.guard.reason[:GUARD_REASON_LENGTH_MAX]),
+    )
+
+
+def guard_acted(
+    message: agent_pb2.GuardStepBatch, node_id: str, at_ns: int
+) -> GuardActed:
+    """Return the event of what a node's guard did.
+
+    Raises:
+        InvalidRequest: a field cannot be; the message names it, its value and the bound.
+    """
+    _within("the number of guard_steps.steps", len(message.steps), 0, GUARD_STEPS_MAX)
+    return GuardActed(at_ns, node_id, tuple(_guard_step(step) for step in message.steps))
+
+
+def _guard_step(step: agent_pb2.GuardStep) -> GuardStep:
+    kind = GUARD_STEPS.get(step.kind)
+    if kind is None:
+        raise InvalidRequest(f"guard_steps.kind {step.kind} is none that is known")
+    _within("guard_steps.task_id", step.task_id, 0, 1 << 62)
+    for field in ("memory_used_bytes", "memory_limit_bytes", "task_memory_used_bytes"):
+        _within(f"guard_steps.{field}", getattr(step, field), 0, BYTES_MAX)
+    for field in ("memory_growth_bytes_per_second", "seconds_to_full", "psi_full_percent"):
+        if not abs(getattr(step, field)) <= BYTES_MAX:  # so that NaN is refused too
+            raise InvalidRequest(f"guard_steps.{field} is {getattr(step, field):g}")
+    return GuardStep(
+        taken_at_ns=max(0, step.taken_at_unix_ns),
+        kind=kind,
+        task_id=step.task_id,
+        attempt=max(0, step.attempt),
+        used_bytes=step.memory_used_bytes,
+        limit_bytes=step.memory_limit_bytes,
+        growth_bytes_per_second=step.memory_growth_bytes_per_second,
+        seconds_to_full=step.seconds_to_full if step.HasField("seconds_to_full") else None,
+        psi_full_percent=step.psi_full_percent if step.HasField("psi_full_percent") else None,
+        task_used_bytes=step.task_memory_used_bytes,
+        reason=_printable(step.reason[:GUARD_REASON_LENGTH_MAX]),
     )
 
 
@@ -362,6 +420,7 @@ def welcome(
                 agent_pb2.KnownAttempt(task_id=known.task_id, attempt=known.attempt)
                 for known in command.forget
             ],
+            memory_capacity_bytes=command.memory_capacity_bytes,
         )
     )
 
@@ -382,7 +441,12 @@ def assignments(tasks: Iterable[Task], limits: Limits) -> list[agent_pb2.Control
             environment=dict(spec.environment),
             working_directory=spec.working_directory,
             memory_limit_bytes=task.memory_limit_bytes or 0,
-            memory_request_bytes=spec.memory_request_bytes,
+            memory_request_bytes=task.memory_size_bytes,
+            memory_elastic=task.memory_elastic,
+            memory_expected_peak_bytes=task.memory_expected_peak_bytes,
+            priority=task.priority,
+            no_requeue=not spec.requeue,
+            oom_group=spec.oom_group,
             cpus=spec.cpus,
             grace=duration(limits.cancel_grace_ns),
             stdout_path=spec.stdout_path,

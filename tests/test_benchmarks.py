@@ -14,12 +14,14 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {
+    "agent_overhead": "--tasks 2 --seconds 0.5",
     "cycle": "--nodes 20 --rules 4 --changed 5 --cycles 3",
     "placement": "--nodes 10 --tasks 50 --cycles 2",
     "ingest": "--connections 5 --rate 50 --seconds 0.5 --rounds 1 --settle 0.1",
     "throughput": "--tasks 5",
     "latency": "--count 3 --pause 0 --warm-up 1",
     "peers": "--tasks 5",
+    "sim_memory": "--tasks 6 --seeds 1 --modes none",
 }
 SECONDS_MAX = 30.0
 

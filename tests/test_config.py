@@ -11,6 +11,7 @@ from mass.configfile import FILE_BYTES_MAX, dump
 from controller import config
 from controller.config import SETTINGS, Config, Settings, changed_keys, load_config
 from controller.core.errors import InvalidRequest
+from controller.core.model import MemoryLimits
 
 DAY_NS = 24 * 3_600 * 1_000_000_000
 
@@ -71,6 +72,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         user_tasks_max = 7
         fair_share = false
         fair_share_half_life = "1d"
+        memory_limits = "elastic"
+        overcommit_share = 0.25
         """,
     )
     expected = Settings(
@@ -89,6 +92,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         user_tasks_max=7,
         fair_share=False,
         fair_share_half_life_ns=DAY_NS,
+        memory_limits=MemoryLimits.ELASTIC,
+        overcommit_share=0.25,
     )
     assert load_config({}, {}, file).settings == expected
     environment = {
@@ -107,6 +112,8 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         "MASS_USER_TASKS_MAX": "7",
         "MASS_FAIR_SHARE": "no",
         "MASS_FAIR_SHARE_HALF_LIFE": "1d",
+        "MASS_MEMORY_LIMITS": "elastic",
+        "MASS_OVERCOMMIT_SHARE": "0.25",
     }
     assert load_config({}, environment).settings == expected
     assert {setting.variable for setting in SETTINGS} == environment.keys()

@@ -101,7 +101,7 @@ class TaskOptions(TypedDict, total=False):
     array: str | None
     array_running_max: int
     mem_exact: bool
-    input_bytes: str | int | None
+    input_size: str | int | None
     oom_group: bool
 
 
@@ -130,7 +130,7 @@ class _Options:
     array: str | None = None
     array_running_max: int = 0
     mem_exact: bool = False
-    input_bytes: str | int | None = None
+    input_size: str | int | None = None
     oom_group: bool = False
 
 
@@ -139,7 +139,8 @@ class TaskSpec(_Options):
     """One task to submit.
 
     * `command`: the program and its arguments; it is not given to a shell.
-    * `mem`: the memory it is expected to need, `"2GiB"` or whole bytes; None means 1 GiB.
+    * `mem`: the memory it is expected to need, `"2GiB"` or whole bytes; None or `"auto"` leaves it
+      to what was learned of its category, 1 GiB before anything was.
     * `mem_limit`: its hard limit, never raised; None leaves it to the controller.
     * `cpus`: the cores it occupies; None means 1.
     * `name`, `category`: what people call it (None: the command's base name), and which tasks
@@ -149,6 +150,9 @@ class TaskSpec(_Options):
     * `retries`: how often a failed attempt is tried again, 0 to 100.
     * `requeue`: False forbids to run it again when its node or the guard ended it.
     * `env`: variables beside the agent's minimal environment.
+    * `mem_exact`: True keeps what is set aside at `mem`, whatever was learned.
+    * `input_size`: the size of what it reads, by which tasks of one category are told apart.
+    * `oom_group`: True ends all its processes at the hard limit, not the biggest only.
     * `cwd`: its directory on the node, a relative one taken from here; None: the attempt's own.
     * `constraint`: what a node must be like, `"label=ssd and cpus>=8"`; None: any node will do.
     * `prefer`: `"spread"` takes the node with the most memory left, `"pack"` the one with the
@@ -163,9 +167,6 @@ class TaskSpec(_Options):
     * `key`: a name for it within its call: letters, digits, `_`, `.` and `-`, no digit first.
     * `array`: the indexes that make it many tasks, `"1-1000"`, `"0-9,20"` or `"0-100:10"`.
     * `array_running_max`: elements placed at once; 0 means no bound.
-    * `mem_exact`: keep what is reserved for it at `mem`, whatever was learned.
-    * `input_bytes`: the size of what it reads, as `mem` is written; None means unknown.
-    * `oom_group`: at its hard limit the kernel ends its whole tree, not the largest process only.
 
     Example: `TaskSpec(["align", "s1.fq"], mem="2GiB", time_limit="1h")`.
     """
@@ -199,9 +200,9 @@ class TaskSpec(_Options):
             "oom_group": self.oom_group,
         }
         sizes = (
-            ("memory_request_bytes", "mem", self.mem),
+            ("memory_request_bytes", "mem", None if self.mem == "auto" else self.mem),
             ("memory_limit_bytes", "mem_limit", self.mem_limit),
-            ("input_bytes", "input_bytes", self.input_bytes),
+            ("input_bytes", "input_size", self.input_size),
         )
         fields |= {name: size_bytes(size, word) for name, word, size in sizes if size is not None}
         paths = (

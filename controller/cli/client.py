@@ -347,6 +347,18 @@ class Client:
         request = memory_pb2.ReleaseReservationRequest(id=reservation_id)
         self._call(self._memory.ReleaseReservation, request)
 
+    def categories(self) -> list[memory_pb2.Category]:
+        """Return what was learned of each category, by name."""
+        request = memory_pb2.ListCategoriesRequest(page_size=PAGE_SIZE_MAX)
+        return self._all_pages(self._memory.ListCategories, request, "categories")
+
+    def category(self, name: str) -> memory_pb2.Category:
+        """Return what was learned of one category."""
+        answer: memory_pb2.GetCategoryResponse = self._call(
+            self._memory.GetCategory, memory_pb2.GetCategoryRequest(name=name)
+        )
+        return answer.category
+
     def alerts(self) -> list[types_pb2.Alert]:
         """Return active and lately resolved alerts, firing ones first."""
         request = alert_pb2.ListAlertsRequest(page_size=PAGE_SIZE_MAX)

@@ -8,6 +8,7 @@ import typer
 
 from controller.cli import (
     alerts,
+    categories,
     completion,
     config,
     db,
@@ -36,6 +37,7 @@ app.command("events", short_help="Show what happened; -f goes on.")(events.event
 app.add_typer(rules.app, name="rules")
 app.add_typer(pool.app, name="pool")
 app.add_typer(reservations.app, name="reservation")
+app.add_typer(categories.app, name="category")
 app.command("controller")(services.controller)
 app.command("dev", short_help="Run controller and agent here, with a live view.")(services.dev)
 app.command("demo", short_help="Show what MASS does, in some ten seconds.")(services.demo)

@@ -153,13 +153,15 @@ def _print_node(session: Session, node: Node) -> None:
     if session.json:
         print_json(record)
         return
-    metrics = record.pop("metrics")
+    metrics, steps = record.pop("metrics"), record.pop("guard_steps")
     fields = []
     for key, value in record.items():
         name = key.removesuffix("_bytes").replace("_", " ")
         is_size = key.endswith("_bytes")
         is_instant = isinstance(value, str) and key.endswith(("_at", "_since", "_deadline"))
         shown = format_instant(value) if is_instant else value
+        if isinstance(value, bool):
+            shown = "yes" if value else "no"
         if isinstance(value, dict):
             shown = " ".join(f"{label}={text}" if text else label for label, text in value.items())
         fields.append((name, _text(shown, is_size) if shown not in (None, "") else "-"))
@@ -167,6 +169,10 @@ def _print_node(session: Session, node: Node) -> None:
     if metrics:
         print("metrics")
         print_fields([(f"  {name}", _metric_text(name, value)) for name, value in metrics.items()])
+    if steps:
+        print("guard")
+        for step in steps:
+            print(printable(f"  {step}"))
 
 
 def _text(value: str | float, is_size: bool) -> str:

@@ -89,6 +89,14 @@ def task_record(task: types_pb2.Task) -> Record:
         "priority": spec.priority,
         "cpus": spec.cpus,
         "memory_request_bytes": spec.memory_request_bytes,
+        "memory_auto": task.memory_auto,
+        "memory_exact": spec.memory_exact,
+        "memory_size_bytes": task.memory_size_bytes,
+        "memory_expected_peak_bytes": task.memory_expected_peak_bytes or None,
+        "memory_elastic": task.memory_elastic,
+        "memory_reason": task.memory_reason or None,
+        "input_bytes": spec.input_bytes or None,
+        "oom_group": spec.oom_group,
         "memory_limit_asked_bytes": spec.memory_limit_bytes or None,
         "memory_limit_bytes": task.memory_limit_bytes or None,
         "memory_reserved_bytes": task.memory_reserved_bytes,
@@ -99,6 +107,7 @@ def task_record(task: types_pb2.Task) -> Record:
         "no_requeue": spec.no_requeue,
         "failures": task.failures,
         "memory_requeues": task.memory_requeues,
+        "memory_spared": task.memory_spared,
         "environment": dict(sorted(spec.environment.items())),
         "working_directory": spec.working_directory or None,
         "constraint": spec.constraint or None,
@@ -121,6 +130,29 @@ def task_record(task: types_pb2.Task) -> Record:
         "oom_cause": _word(types_pb2.OomCause, "OOM_CAUSE_", task.oom_cause)
         if task.oom_cause
         else None,
+    }
+
+
+def category_record(category: memory_pb2.Category) -> Record:
+    """Return what was learned of a category as JSON shows it."""
+    return {
+        "name": category.name,
+        "succeeded": category.succeeded,
+        "failed": category.failed,
+        "out_of_memory": category.out_of_memory,
+        "spared": category.spared,
+        "tasks_placed": category.tasks_placed,
+        "memory_peak_median_bytes": category.memory_peak_median_bytes or None,
+        "memory_peak_p95_bytes": category.memory_peak_p95_bytes or None,
+        "memory_peak_max_bytes": category.memory_peak_max_bytes or None,
+        "runtime_median_seconds": _seconds(category.runtime_median)
+        if category.HasField("runtime_median")
+        else None,
+        "memory_declared_bytes": category.memory_declared_bytes or None,
+        "over_declared": category.over_declared or None,
+        "memory_size_bytes": category.memory_size_bytes,
+        "memory_expected_peak_bytes": category.memory_expected_peak_bytes or None,
+        "memory_reason": category.memory_reason,
     }
 
 
@@ -168,6 +200,8 @@ def node_record(node: types_pb2.Node) -> Record:
         "gpus": node.gpus,
         "gpus_used": node.gpus_used,
         "drain_deadline": _instant(node, "drain_deadline"),
+        "intake_stopped": node.intake_stopped,
+        "guard_steps": list(node.guard_steps),
         "metrics": dict(sorted(node.metrics.items())),
     }
 

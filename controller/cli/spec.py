@@ -29,6 +29,8 @@ DEPENDENCY_KINDS = {
     "fail": types_pb2.DEPENDENCY_KIND_FAIL,
 }
 
+SIZE_WORDS = {"mem": "memory", "mem-limit": "memory limit", "input-size": "input size"}
+
 # A flag's value or a value of JSON; what it must be is said by its key's converter below.
 Value = Any
 
@@ -56,6 +58,10 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
             durations[field] = converted
         else:
             fields[field] = converted
+    if "input" in values and "input-size" in values:
+        raise InvalidRequest("input and input-size exclude each other; leave one out")
+    if values.get("mem-exact") and not fields.get("memory_request_bytes"):
+        raise InvalidRequest("mem-exact needs mem with a size: what would be reserved exactly?")
     if values.get("spread") and values.get("pack"):
         raise InvalidRequest("spread and pack exclude each other; leave one out")
     if not fields.get("command"):
@@ -105,8 +111,10 @@ def _command(key: str, value: Value) -> tuple[str, ...]:
 
 
 def _size(key: str, value: Value) -> int:
+    if key == "mem" and value == "auto":
+        return 0
     if isinstance(value, str | int) and not isinstance(value, bool):
-        return parse_size(value, "memory" if key == "mem" else "memory limit")
+        return parse_size(value, SIZE_WORDS[key])
     raise InvalidRequest(f'{key} must be text with a unit, "2GiB", or whole bytes')
 
 
@@ -188,6 +196,19 @@ def _constraint(key: str, value: Value) -> str:
     return str(value)
 
 
+def _inputs(key: str, value: Value) -> int:
+    """Return the sum of the sizes of files here; they must be there."""
+    paths = value if isinstance(value, list) else [value]
+    total = 0
+    for path in paths:
+        try:
+            total += os.stat(_text(key, path)).st_size
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InvalidRequest(f"{key} '{path}' cannot be looked at: {reason}") from error
+    return total
+
+
 def _preference(key: str, value: Value) -> Value:
     if not _yes_or_no(key, value):
         return types_pb2.PREFERENCE_UNSPECIFIED
@@ -212,6 +233,10 @@ KEYS: dict[str, tuple[str, Callable[[str, Value], Value]]] = {
     "command": ("command", _command),
     "mem": ("memory_request_bytes", _size),
     "mem-limit": ("memory_limit_bytes", _size),
+    "mem-exact": ("memory_exact", _yes_or_no),
+    "oom-group": ("oom_group", _yes_or_no),
+    "input": ("input_bytes", _inputs),
+    "input-size": ("input_bytes", _size),
     "cpus": ("cpus", _cpus),
     "name": ("name", _text),
     "category": ("category", _text),

@@ -34,7 +34,20 @@ CommandArgument = Annotated[
 ]
 MemOption = Annotated[
     str | None,
-    typer.Option("--mem", metavar="SIZE", help="Memory it needs: 2GiB, 512MiB (G = GiB). [1GiB]"),
+    typer.Option("--mem", metavar="SIZE|auto", help="Memory it needs: 2GiB (G = GiB). [auto]"),
+]
+MemExactOption = Annotated[
+    bool, typer.Option("--mem-exact", help="Set exactly --mem aside, whatever was learned.")
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="FILE", help="What it reads; its size tells; repeatable."),
+]
+InputSizeOption = Annotated[
+    str | None, typer.Option("--input-size", metavar="SIZE", help="The size of what it reads.")
+]
+OomGroupOption = Annotated[
+    bool, typer.Option("--oom-group", help="At the hard limit end all its processes.")
 ]
 MemLimitOption = Annotated[
     str | None, typer.Option("--mem-limit", metavar="SIZE", help="Hard limit, never raised.")
@@ -100,6 +113,10 @@ def submit(
     command: CommandArgument = None,
     mem: MemOption = None,
     mem_limit: MemLimitOption = None,
+    mem_exact: MemExactOption = False,
+    input_files: InputOption = None,
+    input_size: InputSizeOption = None,
+    oom_group: OomGroupOption = False,
     cpus: CpusOption = None,
     name: NameOption = None,
     category: CategoryOption = None,
@@ -156,6 +173,10 @@ def run(
     command: CommandArgument = None,
     mem: MemOption = None,
     mem_limit: MemLimitOption = None,
+    mem_exact: MemExactOption = False,
+    input_files: InputOption = None,
+    input_size: InputSizeOption = None,
+    oom_group: OomGroupOption = False,
     cpus: CpusOption = None,
     name: NameOption = None,
     category: CategoryOption = None,
@@ -201,12 +222,13 @@ def run(
 
 # The flags that say what a task is, by the names that a file uses for them.
 TASK_FLAGS = (
-    "command", "mem", "mem-limit", "cpus", "name", "category", "priority", "time", "retries",
+    "command", "mem", "mem-limit", "mem-exact", "input", "input-size", "oom-group", "cpus",
+    "name", "category", "priority", "time", "retries",
     "no-requeue", "env", "cwd", "array", "after", "constraint", "spread", "pack", "gpus", "hold",
     "stdout", "stderr", "retry-delay",
 )  # fmt: skip
 # Where a parameter cannot be called as its flag is.
-PARAMETERS = {"time": "time_limit"}
+PARAMETERS = {"time": "time_limit", "input": "input_files"}
 
 
 def _given(parameters: Mapping[str, Value]) -> dict[str, Value]:

@@ -287,7 +287,7 @@ def task_row(task: Task) -> list[str]:
         task_state(task),
         task.node_id or "-",
         memory,
-        format_size(task.spec.memory_request_bytes),
+        "auto" if task.memory_auto else format_size(task.spec.memory_request_bytes),
         "-" if runtime is None else format_duration(runtime),
         task.reason,
     ]

@@ -18,7 +18,7 @@ class Account:
     """What one user's placed tasks take."""
 
     task_count: int = 0
-    memory_bytes: int = 0  # what they request
+    memory_bytes: int = 0  # what was set aside at their starts
 
 
 USERS_KEPT_MAX = 1_000  # with a mean; beyond it those with the least are forgotten
@@ -39,7 +39,7 @@ class Accounts:
         """Count a task that was placed."""
         account = self._by_user.setdefault(task.user, Account())
         account.task_count += 1
-        account.memory_bytes += task.spec.memory_request_bytes
+        account.memory_bytes += task.memory_size_bytes
         taken = self._taken.get(task.user, 0)
         self._taken[task.user] = max(taken, account.memory_bytes)
 
@@ -47,7 +47,7 @@ class Accounts:
         """Count a task off that is not placed any more."""
         account = self._by_user[task.user]
         account.task_count -= 1
-        account.memory_bytes -= task.spec.memory_request_bytes
+        account.memory_bytes -= task.memory_size_bytes
         if not account.task_count:
             del self._by_user[task.user]
 
@@ -56,7 +56,7 @@ class Accounts:
         return {user: account.task_count for user, account in self._by_user.items()}
 
     def memory_bytes(self) -> dict[str, int]:
-        """Return how much memory each user's placed tasks request."""
+        """Return how much memory was set aside for each user's placed tasks at their starts."""
         return {user: account.memory_bytes for user, account in self._by_user.items()}
 
     def advance(self, now_ns: int, half_life_ns: int) -> None:

@@ -39,7 +39,7 @@ def free_at_ns(wanted: Shape, room: Room, tasks: Iterable[Task], grace_ns: int) 
         if _fits(wanted, memory_bytes, cpus, gpus):
             break
         at_ns = end_ns
-        memory_bytes += task.spec.memory_request_bytes
+        memory_bytes += task.memory_size_bytes
         cpus += task.spec.cpus
         gpus += task.spec.gpus
     return at_ns if _fits(wanted, memory_bytes, cpus, gpus) else None

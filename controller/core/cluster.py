@@ -4,7 +4,7 @@ invariant; only the scheduler and its handlers change anything here."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -16,13 +16,16 @@ from controller.core.alerts import Alerts
 from controller.core.arrays import Arrays
 from controller.core.dependencies import Dependencies
 from controller.core.errors import InvalidRequest, LimitReached, PoolIsExhausted
+from controller.core.guard_log import GuardLog
 from controller.core.history import History
+from controller.core.learning import Learning
 from controller.core.limits import Limits
 from controller.core.metrics import Scope
 from controller.core.model import (
     PLACED_STATES,
     WAITING_STATES,
     Alert,
+    Attempt,
     Dependency,
     MemoryReservation,
     Node,
@@ -33,6 +36,7 @@ from controller.core.model import (
     Task,
     TaskState,
 )
+from controller.core.needs import Need, need_of
 from controller.core.nodes import NodeRecord, NodeTable
 from controller.core.placement import Refusals
 from controller.core.promise import capacity_bytes
@@ -63,11 +67,15 @@ class Cluster:
         self.unsettled: set[str] = set()  # nodes with missing attempts
         self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
         self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
-        self.queue = PendingQueue()
+        self.learning = Learning(limits)
+        self.queue = PendingQueue(self.need_of, self.learning.size_bytes)
+        self.guard_log = GuardLog()
+        self.resampled: set[int] = set()  # slots of which samples came since the last cycle
         self.dependencies = Dependencies()
         self.delayed: dict[int, int] = {}  # waiting tasks that may not start before this instant
         self.arrays = Arrays()
         self.accounts = Accounts()
+        self.category_tasks: dict[str, int] = {}  # how many of each are placed
         self.draining: set[str] = set()  # nodes that wait for their last task
         self.memory_reservations: dict[int, MemoryReservation] = {}
         self.memory_handles: dict[int, int] = {}  # reservation id -> handle in the ledger
@@ -82,6 +90,10 @@ class Cluster:
         self.kept_slots: dict[int, int] = {}
         self._woken_ns = 0  # what was delayed up to here is in the queue
         self._settling_until_ns = 0  # after a restart, while known nodes come back
+
+    def need_of(self, task: Task) -> Need | None:
+        """Return what a waiting task's size follows from; None where it is its request."""
+        return need_of(task, self.limits.memory_limits)
 
     def put_task(self, task: Task) -> None:
         """Make this the value of a task, and keep queue and node membership in step with it."""
@@ -144,6 +156,8 @@ class Cluster:
         record = self.nodes[task.node_id]
         record.task_ids.add(task.id)
         self.accounts.add(task)
+        category = task.spec.category
+        self.category_tasks[category] = self.category_tasks.get(category, 0) + 1
         if task.spec.gpus:
             record.gpus_taken.update(task.gpu_indexes)
             self.table.gpus_used[record.slot] += task.spec.gpus
@@ -153,6 +167,10 @@ class Cluster:
         record = self.nodes[task.node_id]
         record.task_ids.discard(task.id)
         self.accounts.remove(task)
+        category = task.spec.category
+        self.category_tasks[category] -= 1
+        if not self.category_tasks[category]:
+            del self.category_tasks[category]
         if task.spec.gpus:
             record.gpus_taken.difference_update(task.gpu_indexes)
             self.table.gpus_used[record.slot] -= task.spec.gpus
@@ -160,8 +178,8 @@ class Cluster:
         left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
         self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0
 
-    def reserve(self, task: Task, slot: int) -> None:
-        """Set the task's request aside on a node.
+    def reserve(self, task: Task, slot: int, size_bytes: int | None = None) -> None:
+        """Set the task's size aside on a node, or the given one.
 
         Raises:
             NoRoom: the node's reserved sum would pass its capacity.
@@ -169,11 +187,10 @@ class Cluster:
             LimitReached: tasks_running_max reservations are in use.
         """
         assert task.id not in self.reservations
+        wanted_bytes = task.memory_size_bytes if size_bytes is None else size_bytes
         try:
             handle = self.with_room(
-                lambda: self.ledger.reserve(
-                    slot, task.spec.memory_request_bytes, task.id, task.attempt
-                )
+                lambda: self.ledger.reserve(slot, wanted_bytes, task.id, task.attempt)
             )
         except LedgerFull as error:
             raise LimitReached(
@@ -184,11 +201,20 @@ class Cluster:
     def release(self, task_id: int) -> None:
         """Give a task's reservation back and forget its output tails; none changes nothing."""
         handle = self.reservations.pop(task_id, None)
+        task = self.tasks[task_id]
         if handle is not None:
             self.ledger.release(handle)
-        task = self.tasks[task_id]
+            self.learning.forget(task)
         for stream in OutputStream:
             self.tails.drop(TailKey(task_id, task.attempt, stream.value))
+
+    def note_freed(self, task: Task) -> None:
+        """Note that what a placed task used is free again, before a sample can show it.
+
+        Else its memory would count as that of others until the next sample, and wait so long.
+        """
+        used_bytes = self.ledger.read(self.reservations[task.id]).used_bytes
+        self.table.freed_bytes[self.nodes[task.node_id].slot] += used_bytes
 
     def set_aside(self, reservation: MemoryReservation) -> None:
         """Set memory aside for something that is not a task.
@@ -287,6 +313,8 @@ class Cluster:
                 del self.kept_slots[task_id]
         for names in (self.leaving, self.unsettled, self.draining):
             names.discard(node_id)
+        self.guard_log.forget_node(node_id)
+        self.resampled.discard(record.slot)
         self.ledger.clear_node(record.slot)
         self.table.clear(record.slot)
         self.history.remove_node(record.slot)
@@ -294,7 +322,12 @@ class Cluster:
 
     def set_node(self, record: NodeRecord) -> None:
         """Bring row and capacity in step with a node that has joined or changed."""
-        self.ledger.set_node(record.slot, self._capacity(record))
+        capacity = self._capacity(record)
+        # One that was lowered under running tasks leaves them what they have.
+        record.capacity_max_bytes = max(
+            capacity, min(record.capacity_max_bytes, int(self.ledger.reserved_bytes[record.slot]))
+        )
+        self.ledger.set_node(record.slot, capacity)
         self.table.put(record)
 
     def touch(self, record: NodeRecord, now_ns: int, sampled: bool = False) -> None:
@@ -304,6 +337,8 @@ class Cluster:
         record.sampled = record.sampled or sampled
         state = NodeState.READY if record.sampled else NodeState.JOINING
         record.state = state
+        if sampled:
+            self.resampled.add(record.slot)
         if not self.table.open[record.slot]:
             self.table.refresh_open(record)
 
@@ -351,16 +386,22 @@ class Cluster:
                 self.draining.add(node.id)
         placed = [task for task in tasks if task.state in PLACED_STATES]
         wanted: dict[str, int] = {}
+        elastic: dict[str, int] = {}
         for reservation in reservations:
             wanted[reservation.node_id] = (
                 wanted.get(reservation.node_id, 0) + reservation.memory_bytes
             )
         for task in placed:
-            wanted[task.node_id] = wanted.get(task.node_id, 0) + task.spec.memory_request_bytes
-        for node_id, total in wanted.items():
+            sums = elastic if task.memory_elastic else wanted
+            sums[task.node_id] = sums.get(task.node_id, 0) + task.memory_size_bytes
+        rooms: dict[str, int] = {}  # of elastic tasks
+        for node_id in sorted({*wanted, *elastic}):
             # A capacity that was lowered under running tasks must not lose their reservations.
             record = self.nodes[node_id]
-            self.ledger.set_node(record.slot, max(total, self._capacity(record)))
+            capacity, fixed = self._capacity(record), wanted.get(node_id, 0)
+            rooms[node_id] = min(elastic.get(node_id, 0), max(0, capacity - fixed))
+            record.capacity_max_bytes = max(fixed + rooms[node_id], capacity)
+            self.ledger.set_node(record.slot, record.capacity_max_bytes)
         self._woken_ns = now_ns
         for task in tasks:
             if task.state in WAITING_STATES and task.spec.after:
@@ -370,11 +411,16 @@ class Cluster:
         # not open any more has ended as was hoped.
         self._restore_waiting([t for t in tasks if t.state in WAITING_STATES and t.spec.after])
         for task in placed:
-            self.reserve(task, self.nodes[task.node_id].slot)
+            size_bytes = task.memory_size_bytes
+            if task.memory_elastic and elastic[task.node_id]:
+                # What they had reserved is not saved: it follows what they use, which the next
+                # samples say, and nothing is placed before those. Until then they share what fits.
+                size_bytes = size_bytes * rooms[task.node_id] // elastic[task.node_id]
+            self.reserve(task, self.nodes[task.node_id].slot, size_bytes)
         for reservation in reservations:
             self.set_aside(reservation)
         self.next_reservation_id = next_reservation_id
-        for node_id in wanted:
+        for node_id in rooms:
             self.set_node(self.nodes[node_id])
         for submission in submissions:
             self.submissions[submission.request_id] = submission
@@ -384,6 +430,11 @@ class Cluster:
         slots = {record.node.id: record.slot for record in self.nodes.values()}
         self.update_task_rows()
         self.alerts.restore(alerts, slots, now_ns, self.task_rows.by_subject())
+
+    def learn(self, attempts: Iterable[Attempt]) -> None:
+        """Take over what earlier attempts told, oldest first; before anything is placed."""
+        for attempt in attempts:
+            self.learning.observe(attempt)
 
     def _restore_waiting(self, tasks: list[Task]) -> None:
         still_open = {task.id for task in tasks} | {t.array_id for t in tasks if t.array_id}
@@ -401,6 +452,10 @@ class Cluster:
         return capacity_bytes(
             record.node.memory_total_bytes, record.node.memory_declared_bytes, self.limits
         )
+
+    def largest_capacity_bytes(self) -> int:
+        """Return what the largest node can give, in bytes; 0 without a node."""
+        return int(self.ledger.capacity_bytes[: self.table.count].max(initial=0))
 
     def reconfigure(self, rules: RuleSet, limits: Limits, now_ns: int) -> None:
         """Go on with other rules and limits. The bounds that the pool was laid out for stay.
@@ -422,8 +477,11 @@ class Cluster:
                 " window over it: it needs a restart"
             )
         assert limits.nodes_max == self.limits.nodes_max
+        assert limits.categories_max == self.limits.categories_max
         assert limits.tasks_running_max == self.limits.tasks_running_max
         self.rules, self.limits = rules, limits
+        self.learning.reconfigure(limits)
+        self.queue.sort_anew(self.tasks)
         self.alerts.replace_rules(rules.rules, now_ns)
 
     def is_settled(self, now_ns: int) -> bool:
@@ -457,6 +515,7 @@ class Cluster:
         waiting = {i for i, task in self.tasks.items() if task.state is TaskState.PENDING}
         assert set(self.reservations) == placed, "a reservation for each placed task, no other"
         self._check_waiting(waiting)
+        self.learning.check({(i, self.tasks[i].attempt) for i in placed})
         assert all(task_id < self.next_task_id for task_id in self.tasks)
         by_node: dict[str, set[int]] = {}
         for task_id in placed:
@@ -490,9 +549,15 @@ class Cluster:
     def _check_sums(self, record: NodeRecord) -> None:
         """Assert that ledger and table say of a node what its tasks add up to."""
         slot, specs = record.slot, [self.tasks[task_id].spec for task_id in record.task_ids]
-        reserved_bytes = sum(spec.memory_request_bytes for spec in specs)
+        reserved_bytes = 0
+        for task_id in record.task_ids:
+            task = self.tasks[task_id]
+            entry = self.ledger.read(self.reservations[task_id])
+            reserved_bytes += entry.reserved_bytes
+            assert task.memory_elastic or entry.reserved_bytes == task.memory_size_bytes
         for reservation_id in record.reservation_ids:
             reserved_bytes += self.memory_reservations[reservation_id].memory_bytes
+        assert reserved_bytes <= record.capacity_max_bytes, "more is reserved than can be given"
         assert self.table.reservations[slot] == len(record.reservation_ids)
         assert self.ledger.count[slot] == len(specs) + len(record.reservation_ids)
         indexes = [i for task_id in record.task_ids for i in self.tasks[task_id].gpu_indexes]

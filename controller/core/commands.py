@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from controller.core.model import (
     Alert,
     Attempt,
+    GuardStep,
     KnownAttempt,
     MemoryReservation,
     Node,
@@ -105,6 +106,7 @@ class SendWelcome:
     acknowledged_sequence: int
     forget: tuple[KnownAttempt, ...]
     stream: int
+    memory_capacity_bytes: int = 0  # what all attempts of the node together may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +169,12 @@ class Notify:
     alert: Alert
 
 
-Command = Save | Send | Reply | Notify
+@dataclass(frozen=True, slots=True)
+class NoteGuardStep:
+    """Let those who follow what happens know what a node's guard did; nothing is saved."""
+
+    node_id: str
+    step: GuardStep
+
+
+Command = Save | Send | Reply | Notify | NoteGuardStep

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controller.core.limits import Limits
-from controller.core.model import KnownAttempt, OomCause, TaskAction, TaskSpec, TaskState
+from controller.core.model import (
+    GuardStep,
+    KnownAttempt,
+    OomCause,
+    TaskAction,
+    TaskSpec,
+    TaskState,
+)
 from controller.core.rules import RuleSet
 
 
@@ -117,6 +124,7 @@ class AttemptEnded:
     stderr_tail: bytes = b""
     stream: int | None = None  # as in AttemptStarted
     error_text: str = ""  # what the task wrote to its MASS_ERROR_FILE
+    guard_reason: str = ""  # why the node's guard ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,15 @@ class AttemptFrozen:
     attempt: int
     paused: bool
     stream: int | None = None  # as in AttemptStarted
+
+
+@dataclass(frozen=True, slots=True)
+class GuardActed:
+    """A node's guard did something to keep the node from running out of memory, oldest first."""
+
+    at_ns: int
+    node_id: str
+    steps: tuple[GuardStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +242,7 @@ Event = (
     | AttemptStarted
     | AttemptEnded
     | AttemptFrozen
+    | GuardActed
     | NodeCordoned
     | NodeUncordoned
     | NodeDrained

@@ -7,6 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from controller.core.cluster import Cluster
+from controller.core.explain_memory import (
+    intake_stopped,
+    limit_text,
+    request_text,
+    size_of_placed,
+    size_of_waiting,
+    step_text,
+)
 from controller.core.model import (
     NodeState,
     Preference,
@@ -17,7 +25,6 @@ from controller.core.model import (
 )
 from controller.core.nodes import NodeRecord
 from controller.core.placement import Chooser, Refusal, explain_shape
-from controller.core.queue import line_of, shape_of
 from controller.core.results import Results
 from controller.core.task_events import gibibytes
 
@@ -46,7 +53,7 @@ def pending_reason(cluster: Cluster, results: Results | None, task: Task) -> tup
     if task.id in cluster.delayed:
         left_s = max(0.0, (task.not_before_ns - results.now_ns) / 1e9)
         return "RETRY_DELAY", f"{task.reason}; it waits {left_s:.0f} s before that"
-    refusal = cluster.refusals.of_line(line_of(task))
+    refusal = cluster.refusals.of_line(cluster.queue.line(task))
     if refusal is None:
         return "WAITING", "waits for the next cycle"
     return refusal.code, _sentence(cluster, results, task, refusal)
@@ -60,7 +67,9 @@ def _waits_for(cluster: Cluster, task: Task) -> str:
 
 
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
-    asks = f"asks {gibibytes(task.spec.memory_request_bytes)}"
+    line = cluster.queue.line(task)
+    asks_bytes = line.shape.memory_request_bytes
+    asks = f"asks {gibibytes(asks_bytes)}"
     cpus, gpus = f"asks {_cpus(task.spec.cpus)}", f"asks {_gpus(task.spec.gpus)}"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
@@ -68,6 +77,12 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     if refusal.code == "ARRAY_LIMIT":
         bound = task.spec.array_running_max
         return f"{bound} elements of array {task.array_id} are placed, which is its bound"
+    if refusal.code == "PILOT":
+        placed = cluster.category_tasks.get(task.spec.category, 0)
+        return (
+            f"nothing is known of category {task.spec.category}: it waits for what the"
+            f" {_tasks(placed)} of it placed before {'tells' if placed == 1 else 'tell'}"
+        )
     if refusal.code == "USER_LIMIT":
         bound = cluster.limits.user_tasks_max
         return f"{bound} tasks of user {task.user} are placed, which is the bound for one user"
@@ -86,10 +101,12 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
         f" ({asks})",
+        "INTAKE_STOPPED": f"the guard of every node that could take it wants no new task now"
+        f" ({asks})",
         "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
         f" ({terms(results, slot)})",
         "NO_NODE_WITH_CPUS": f"{cpus}, at most"
-        f" {_cpus_free(results, task):g} free on a node with the memory for it",
+        f" {_cpus_free(results, asks_bytes):g} free on a node with the memory for it",
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
@@ -105,9 +122,13 @@ def _gpus(count: int) -> str:
     return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
-def _cpus_free(results: Results, task: Task) -> float:
+def _tasks(count: int) -> str:
+    return f"{count} task" if count == 1 else f"{count} tasks"
+
+
+def _cpus_free(results: Results, asks_bytes: int) -> float:
     offers = results.offers
-    fits = offers.open & ~offers.blocked & (offers.promise >= task.spec.memory_request_bytes)
+    fits = offers.open & ~offers.blocked & (offers.promise >= asks_bytes)
     return float(offers.cpus_free[fits].max(initial=0))
 
 
@@ -149,7 +170,7 @@ def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list
                 node_id=node_id,
                 code=code,
                 reason=reason,
-                requested_bytes=task.spec.memory_request_bytes,
+                requested_bytes=cluster.queue.shape_of(task).memory_request_bytes,
                 promise_bytes=int(results.offers.promise[slot]),
                 foreign_used_bytes=int(results.promises.foreign[slot]),
                 reserved_bytes=int(cluster.ledger.reserved_bytes[slot]),
@@ -173,7 +194,7 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
     task = Task(0, spec, "", TaskState.PENDING, submitted_at_ns=0)
     if results is None:
         return Plan("", "WAITING", "no cycle has run yet", [])
-    shape, kept = shape_of(task), np.zeros(results.count, dtype=np.bool_)
+    shape, kept = cluster.queue.shape_of(task), np.zeros(results.count, dtype=np.bool_)
     kept[[slot for slot in cluster.kept_slots.values() if slot < results.count]] = True
     slot = Chooser(results.offers, kept).choose(shape)
     refusals = node_refusals(cluster, results, task)
@@ -202,28 +223,24 @@ def _refusal_of(
     cluster: Cluster, results: Results, task: Task, record: NodeRecord
 ) -> tuple[str, str]:
     offers, slot, spec = results.offers, record.slot, task.spec
-    asks = gibibytes(spec.memory_request_bytes)
+    asks_bytes = cluster.queue.shape_of(task).memory_request_bytes
+    asks = gibibytes(asks_bytes)
     if record.node.scheduling is not Scheduling.ENABLED:
         why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
         return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
-    if record.stream is None:
-        why = "its agent has left" if record.has_left else "the node is not connected"
-        return "NOT_READY", f"{why} ({record.state.value})"
-    if record.state is not NodeState.READY:
-        return "NOT_READY", f"the node is {record.state.value}"
-    if record.leaving_until_ns:
-        return "NOT_READY", "its agent is ending its attempts"
-    if not results.promises.known[slot]:
-        return "NOT_READY", "no sample of its memory has come lately"
+    if not_ready := _not_ready(results, record):
+        return "NOT_READY", not_ready
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
-    if offers.capacity[slot] < spec.memory_request_bytes:
+    if offers.capacity[slot] < asks_bytes:
         capacity = gibibytes(int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
         names = [result.rule.name for result in results.rules if result.blocks(slot)]
         return "BLOCKED_BY_RULE", f"rule {', '.join(names)} holds on it"
-    if offers.promise[slot] < spec.memory_request_bytes:
+    if cluster.table.intake_stopped[slot]:
+        return "INTAKE_STOPPED", intake_stopped(cluster, results, record)
+    if offers.promise[slot] < asks_bytes:
         promise = gibibytes(int(offers.promise[slot]))
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
@@ -233,6 +250,20 @@ def _refusal_of(
     if slot in cluster.kept_slots.values() and slot != cluster.kept_slots.get(task.id):
         return "KEPT", "kept free for a task that waits longer"
     return "NONE", "could take it in the next cycle"
+
+
+def _not_ready(results: Results, record: NodeRecord) -> str:
+    """Return why a node takes no tasks at all, "" where it does."""
+    if record.stream is None:
+        why = "its agent has left" if record.has_left else "the node is not connected"
+        return f"{why} ({record.state.value})"
+    if record.state is not NodeState.READY:
+        return f"the node is {record.state.value}"
+    if record.leaving_until_ns:
+        return "its agent is ending its attempts"
+    if not results.promises.known[record.slot]:
+        return "no sample of its memory has come lately"
+    return ""
 
 
 def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str]:
@@ -245,6 +276,7 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         lines.append(f"reason code {code}; {others} waiting")
         if task.reason_code == "REQUEUED":
             lines.append(f"it was queued again: {task.reason}")
+        lines += size_of_waiting(cluster, task)
         if task.id in cluster.kept_slots:
             node_id = cluster.table.ids[cluster.kept_slots[task.id]]
             lines.append(f"node {node_id} is kept free for it, because others overtook it")
@@ -254,13 +286,15 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         lines.append(
             f"attempt {task.attempt} on node {task.node_id}: reserved"
             f" {gibibytes(entry.reserved_bytes)}, used now {gibibytes(entry.used_bytes)},"
-            f" limit {gibibytes(task.memory_limit_bytes or 0)}"
+            f" {limit_text(task)}"
         )
+        lines += size_of_placed(task)
     if task.ended and task.attempt:
         lines.append(
             f"attempt {task.attempt} ran on node {task.node_id}: peak"
             f" {gibibytes(task.memory_peak_bytes)}, request"
-            f" {gibibytes(task.spec.memory_request_bytes)}, limit"
-            f" {gibibytes(task.memory_limit_bytes or 0)}"
+            f" {request_text(task)}, {limit_text(task)}"
         )
+        lines += size_of_placed(task)
+    lines += [f"guard: {step_text(step)}" for step in cluster.guard_log.of_task(task.id)]
     return lines

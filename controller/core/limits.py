@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.core.growth import GrowthPolicy
+from controller.core.model import MemoryLimits
+
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
@@ -38,6 +41,11 @@ class Limits:
     cancel_grace_max_ns: int = 3_600 * SECOND_NS
     lease_margin_ns: int = 30 * SECOND_NS  # clocks and queues on both sides of a lost lease
     memory_requeues_max: int = 5
+    # Attempts that memory ended by no fault of the task's are not counted among those; far more of
+    # them than a cluster in order ever causes, so that none goes on without end.
+    memory_spared_max: int = 100
+    # Before the next one; not after the guard's own, who has made room already.
+    memory_spared_delay_ns: int = 1 * SECOND_NS
 
     # Tasks.
     tasks_open_max: int = 200_000
@@ -83,6 +91,18 @@ class Limits:
     pressure_warn_ns: int = 60 * SECOND_NS
     pressure_high_ns: int = 15 * SECOND_NS
     pressure_critical_ns: int = 3 * SECOND_NS
+
+    # Memory of tasks.
+    memory_limits: MemoryLimits = MemoryLimits.STRICT
+    # The share of what a running task is still expected to grow by that is promised to others too.
+    overcommit_share: float = 1.0 - GrowthPolicy().rest_share
+    # Placed at once of a category of which nothing is known; a wrong guess costs an attempt where
+    # limits are strict, and little where a task may outgrow it.
+    pilots_max: int = 1
+    pilots_elastic_max: int = 3
+    pilot_ns: int = 500 * MILLISECOND_NS  # how long one has run before it tells about the others
+    categories_max: int = 2_000  # of which what was learned is kept; the longest unused goes first
+    category_attempts_max: int = 64  # kept of each, and read again at the start
 
     # Output and history.
     output_tail_bytes: int = 64 * KIB

@@ -77,6 +77,17 @@ class OomCause(Enum):
     CHILD_ONLY = "CHILD_ONLY"
 
 
+class GuardStepKind(Enum):
+    """A rung of a guard's ladder, or the way back down."""
+
+    STOP_INTAKE = "STOP_INTAKE"
+    OPEN_INTAKE = "OPEN_INTAKE"
+    FREEZE = "FREEZE"
+    THAW = "THAW"
+    ASK = "ASK"
+    KILL = "KILL"
+
+
 class OutputStream(Enum):
     """One of a task's two outputs."""
 
@@ -97,6 +108,13 @@ class DependencyKind(Enum):
     OK = "ok"
     ANY = "any"
     FAIL = "fail"
+
+
+class MemoryLimits(Enum):
+    """What the kernel enforces on a task without a hard limit of its own."""
+
+    STRICT = "strict"  # the size that was decided
+    ELASTIC = "elastic"  # nothing: it may outgrow its size while the node has room
 
 
 class TaskAction(Enum):
@@ -169,6 +187,11 @@ class TaskSpec:
     after: tuple[Dependency, ...] = ()
     array: str = ""  # the indexes of its elements; empty for a single task
     array_running_max: int = 0  # elements placed at once; 0: no bound
+    # Where nothing was declared, memory_request_bytes is only what is taken while nothing is known.
+    memory_declared: bool = True
+    memory_exact: bool = False  # what is reserved stays at the request, whatever was learned
+    input_bytes: int | None = None  # the size of what it reads; None: unknown
+    oom_group: bool = False  # at the hard limit the kernel ends the whole tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +224,15 @@ class Task:
     not_before_ns: int = 0  # the next attempt may not be placed earlier
     gpu_indexes: tuple[int, ...] = ()  # of its node, that the latest attempt has
     priority_set: int | None = None  # by a user after the submit
+    # What was decided about memory for the present or latest attempt; 0 before the first.
+    memory_size_bytes: int = 0  # set aside at its start; what is reserved now is in the ledger
+    memory_expected_peak_bytes: int = 0  # 0: nothing is known
+    memory_elastic: bool = False  # it may outgrow its size; memory_limit_bytes is the user's own
+    memory_reason: str = ""  # which numbers led to the size
+    # What earlier attempts told about its need.
+    memory_reached_bytes: int = 0  # the most that one reached which memory ended
+    memory_spared: int = 0  # attempts ended for want of memory by no fault of the task
+    guard_kills: int = 0  # those of them that the guard ended
 
     @property
     def ended(self) -> bool:
@@ -235,6 +267,11 @@ class Attempt:
     memory_limit_bytes: int | None
     oom_cause: OomCause
     reason: str
+    # What its task asked for, so that the next ones of its category can be sized from it.
+    category: str = ""
+    input_bytes: int | None = None
+    declared_bytes: int | None = None  # None: nothing was declared
+    memory_size_bytes: int = 0  # what was set aside at its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +309,23 @@ class MemoryReservation:
     user: str
     created_at_ns: int
     expires_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStep:
+    """One thing a node's guard did, and the numbers it did it for."""
+
+    taken_at_ns: int
+    kind: GuardStepKind
+    task_id: int  # 0: the node
+    attempt: int
+    used_bytes: int  # of limit_bytes
+    limit_bytes: int
+    growth_bytes_per_second: float
+    seconds_to_full: float | None
+    psi_full_percent: float | None
+    task_used_bytes: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

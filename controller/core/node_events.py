@@ -59,6 +59,7 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
     record.sampled = False
     record.leaving_until_ns = 0
     record.has_left = False
+    cluster.table.intake_stopped[record.slot] = False
     cluster.leaving.discard(event.node_id)
     record.last_seen_ns = event.at_ns
     record.state = NodeState.JOINING
@@ -158,7 +159,10 @@ def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Comma
         cluster.unsettled.discard(event.node_id)
     # What is left over is nobody's any more; ends that are still to be reported are let through.
     forget = tuple(attempt for attempt in known.values() if not attempt.ended)
-    welcome = SendWelcome(event.node_id, record.acknowledged_sequence, forget, event.stream)
+    capacity_bytes = int(cluster.ledger.capacity_bytes[record.slot])
+    welcome = SendWelcome(
+        event.node_id, record.acknowledged_sequence, forget, event.stream, capacity_bytes
+    )
     return [welcome, *after]
 
 

@@ -35,6 +35,7 @@ class NodeRecord:
     gpus_taken: set[int] = field(default_factory=set)  # indexes that tasks here have
     reservation_ids: set[int] = field(default_factory=set)  # for what is no task
     undeclared: set[str] = field(default_factory=set)  # custom metrics that were told as ignored
+    capacity_max_bytes: int = 0  # what may be reserved: its capacity, unless that was lowered
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
 
@@ -54,6 +55,8 @@ class NodeTable:
         self.gpus = np.zeros(nodes_max, dtype=np.int64)
         self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
         self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
+        self.freed_bytes = np.zeros(nodes_max, dtype=np.int64)  # by ended tasks, since the sample
+        self.intake_stopped = np.zeros(nodes_max, dtype=np.bool_)  # its guard wants nothing new
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
         self.ids: list[str | None] = [None] * nodes_max
         self._changed: set[str] = set()  # nodes whose state may be another since take_changed
@@ -123,6 +126,8 @@ class NodeTable:
         self.ids[slot] = None
         self.cpus_used[slot] = 0.0
         self.gpus_used[slot] = 0
+        self.intake_stopped[slot] = False
+        self.freed_bytes[slot] = 0
         del self._facts[slot]
         self._matching.clear()
 
@@ -142,6 +147,14 @@ class NodeTable:
                 self._matching.clear()
             self._matching[constraint] = known
         return known
+
+    def measured(self, slot: int) -> None:
+        """Note a new sample: it shows what ended tasks have left."""
+        if self.machines_shared:
+            for other in self.neighbours(slot):
+                self.freed_bytes[other] = 0
+        else:
+            self.freed_bytes[slot] = 0
 
     def silent_slots(self, since_ns: int) -> list[int]:
         """Return the slots of nodes last heard of at since_ns or before."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from controller.core.needs import Need
 from controller.core.nodes import Bools, Floats, Ints
 from controller.core.queue import Line, PendingQueue, Shape
 
@@ -38,6 +39,7 @@ class Offers:
     cpus_free: Floats
     members: Callable[[int], frozenset[int]]  # the slots on the same machine
     machines_shared: bool
+    stopped: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))  # by their guards
     gpus: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     gpus_free: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     matching: Callable[[str], Bools] = _all_match  # where a constraint holds
@@ -74,9 +76,18 @@ class Quotas:
     array_tasks: dict[int, int] = field(default_factory=dict)
     user_tasks_max: int = 0  # 0: no bound
     shares: Mapping[str, int] | None = None  # bytes by user; None: users are not told apart
+    category_tasks: dict[str, int] = field(default_factory=dict)
+    is_guess: Callable[[Need], bool] = lambda need: False  # nothing is known of its category
+    pilots_max: int = 1  # of such a category
 
     def refusal(self, line: Line) -> str:
         """Return the code of the bound that keeps this line from placing one more, or ""."""
+        if (
+            line.need is not None
+            and self.category_tasks.get(line.need.category, 0) >= self.pilots_max
+            and self.is_guess(line.need)
+        ):
+            return "PILOT"
         if line.array_id and self.array_tasks.get(line.array_id, 0) >= line.array_running_max:
             return "ARRAY_LIMIT"
         if self.user_tasks_max and self.user_tasks.get(line.user, 0) >= self.user_tasks_max:
@@ -86,6 +97,9 @@ class Quotas:
     def take(self, line: Line) -> None:
         """Count a placed task."""
         self.user_tasks[line.user] = self.user_tasks.get(line.user, 0) + 1
+        if line.need is not None:
+            category = line.need.category
+            self.category_tasks[category] = self.category_tasks.get(category, 0) + 1
         if line.array_id:
             self.array_tasks[line.array_id] = self.array_tasks.get(line.array_id, 0) + 1
 
@@ -131,6 +145,7 @@ class Placement:
     task_id: int
     slot: int
     shape: Shape
+    need: Need | None = None  # that the shape's memory follows from
 
 
 @dataclass(slots=True)
@@ -151,6 +166,8 @@ def feasible(offers: Offers, shape: Shape, kept: Bools) -> Bools:
         & (offers.promise >= shape.memory_request_bytes)
         & (offers.cpus_free >= shape.cpus)
     )
+    if len(offers.stopped):
+        mask &= ~offers.stopped
     if shape.gpus:
         mask &= offers.gpus_free >= shape.gpus
     if shape.constraint:
@@ -309,7 +326,7 @@ def place(
         offers.take(slot, shape)
         quotas.take(line)
         ordered.charge(line)
-        result.placed.append(Placement(task_id, slot, shape))
+        result.placed.append(Placement(task_id, slot, shape, line.need))
         last_placed = max(last_placed, ordered.rank)
     # Whoever went first for its smaller share has overtaken as well, once it has the higher id.
     result.overtaken.update(rank[1] for rank in passed_over if rank < last_placed)
@@ -332,6 +349,7 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
         ("NO_NODE_LARGE_ENOUGH", offers.capacity >= shape.memory_request_bytes),
         ("NO_NODE_WITH_THAT_MANY_CPUS", offers.cpus >= shape.cpus),
         ("BLOCKED_BY_RULE", ~offers.blocked),
+        ("INTAKE_STOPPED", ~offers.stopped if len(offers.stopped) else anywhere),
         ("NO_NODE_WITH_MEMORY", offers.promise >= shape.memory_request_bytes),
         ("NO_NODE_WITH_CPUS", offers.cpus_free >= shape.cpus),
         ("NO_NODE_WITH_GPUS", offers.gpus_free >= shape.gpus if shape.gpus else anywhere),
@@ -358,6 +376,17 @@ def able_when_empty(offers: Offers, shape: Shape) -> Bools:
     if shape.constraint:
         able &= offers.matching(shape.constraint)
     return able
+
+
+def largest_size_bytes(offers: Offers) -> int:
+    """Return the most that a learned size may be: what some open node could give when empty.
+
+    In steps of a 32nd of a node's capacity, so that sizes do not change with each sample. 0 while
+    no node is open.
+    """
+    step = np.maximum(offers.capacity // 32, 1)
+    fits = np.minimum(offers.when_empty, offers.capacity) // step * step
+    return int(fits[offers.open].max(initial=0))
 
 
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:

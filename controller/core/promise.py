@@ -1,10 +1,11 @@
 """What each node can still promise: the smaller of two sums, and how near it is to its end.
 
-own share:   capacity - sum of max(reserved, used) over its tasks - growth still expected
-the machine: total - system reserve - foreign - the same sum over all nodes of the machine - growth
+own share:   capacity - sum of max(reserved, used) over its tasks
+the machine: total - system reserve - foreign - the same sum over all nodes of the machine
 
 foreign is the machine's used memory less what tasks of any of its nodes use, so that two agents on
-one machine do not count each other's tasks as foreign. Growth is 0 until sizing has learned it.
+one machine do not count each other's tasks as foreign, and less what tasks used that have ended
+since the last sample. What tasks are expected to grow by is part of what is reserved.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class MemoryView:
     reserved: Ints
     charged: Ints  # sum of max(reserved, used) over the node's tasks
     tasks_used: Ints
+    freed: Ints  # by tasks that have ended since the sample
     growth_per_second: Ints
     machines_shared: bool
 
@@ -71,7 +73,8 @@ def capacity_bytes(total_bytes: int, declared_bytes: int | None, limits: Limits)
 def compute(view: MemoryView, limits: Limits) -> Promises:
     """Return the promises of all nodes. Cost: a few passes over the columns."""
     used = view.total - view.available
-    charged, tasks_used, total = view.charged, view.tasks_used, view.total
+    charged, total = view.charged, view.total
+    tasks_used = view.tasks_used + view.freed  # of which the sample knew
     known = view.used_slot & view.measured
     if view.machines_shared:
         used, total = _freshest(view, used), _freshest(view, total)

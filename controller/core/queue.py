@@ -2,16 +2,18 @@
 the user who takes less memory; then the lower id.
 
 Tasks with the same needs and the same owner stand in one line, so that a cycle that finds no node
-for the first of them need not look at the others.
+for the first of them need not look at the others. Where a size follows from what is learned, the
+line keeps what it follows from, and is sized anew in each cycle: not its tasks.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from controller.core.model import Preference, Task
+from controller.core.needs import Need
 
 _Entry = tuple[int, int]  # (-priority, task id)
 
@@ -37,6 +39,7 @@ class Line:
     user: str = ""
     array_id: int = 0
     array_running_max: int = 0
+    need: Need | None = None  # what the shape's memory follows from; None: it is as declared
 
 
 @dataclass(slots=True)
@@ -85,18 +88,36 @@ def shape_of(task: Task) -> Shape:
     )
 
 
-def line_of(task: Task) -> Line:
-    """Return the line that a task waits in."""
-    running_max = task.spec.array_running_max
-    return Line(shape_of(task), task.user, task.array_id if running_max else 0, running_max)
+def line_of(task: Task, need: Need | None = None) -> Line:
+    """Return the line that a task waits in; with a need its memory is 0 until it is sized."""
+    running_max, shape = task.spec.array_running_max, shape_of(task)
+    if need is not None:
+        shape = replace(shape, memory_request_bytes=0)
+    return Line(shape, task.user, task.array_id if running_max else 0, running_max, need)
+
+
+def _as_declared(task: Task) -> None:
+    return None
+
+
+def _never(need: Need) -> int:
+    raise AssertionError(f"nothing sizes {need}")
 
 
 class PendingQueue:
     """All waiting tasks. Bounded by the number of open tasks."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        need_of: Callable[[Task], Need | None] = _as_declared,
+        size_of: Callable[[Need], int] = _never,
+    ) -> None:
+        """Take what says which tasks are sized by what is learned, and how large a need is now."""
+        self._need_of, self._size_of = need_of, size_of
         self._lines: dict[Line, _Members] = {}
         self._line_by_task: dict[int, Line] = {}
+        self._sized: dict[Line, Line] = {}  # by line, as it was sized last
+        self._learned = False  # some line has a need
 
     def __len__(self) -> int:
         return len(self._line_by_task)
@@ -107,9 +128,10 @@ class PendingQueue:
     def add(self, task: Task) -> None:
         """Put a waiting task in its line. It must not be there yet."""
         assert task.id not in self._line_by_task
-        line = line_of(task)
+        line = line_of(task, self._need_of(task))
         self._lines.setdefault(line, _Members()).add(task)
         self._line_by_task[task.id] = line
+        self._learned = self._learned or line.need is not None
 
     def remove(self, task_id: int) -> None:
         """Take a task out; one that is not there changes nothing."""
@@ -120,17 +142,51 @@ class PendingQueue:
         members.remove(task_id)
         if not members.members:
             del self._lines[line]
+            self._sized.pop(line, None)
+
+    def sort_anew(self, tasks: Mapping[int, Task]) -> None:
+        """Put every task in its line again: which ones are sized by what is learned has changed."""
+        waiting = list(self._line_by_task)
+        for task_id in waiting:
+            self.remove(task_id)
+        for task_id in waiting:
+            self.add(tasks[task_id])
 
     def shape(self, task_id: int) -> Shape:
-        """Return the shape of a task that is in the queue."""
-        return self._line_by_task[task_id].shape
+        """Return the shape of a task that is in the queue, as it is sized now."""
+        return self._as_sized(self._line_by_task[task_id]).shape
+
+    def line(self, task: Task) -> Line:
+        """Return the line of a task, in the queue or not, as it is sized now."""
+        line = self._line_by_task.get(task.id) or line_of(task, self._need_of(task))
+        return self._as_sized(line)
+
+    def shape_of(self, task: Task) -> Shape:
+        """Return the shape of a task, in the queue or not, as it is sized now."""
+        return self.line(task).shape
+
+    def _as_sized(self, line: Line) -> Line:
+        if line.need is None:
+            return line
+        size_bytes = self._size_of(line.need)
+        sized = self._sized.get(line)
+        if sized is None or sized.shape.memory_request_bytes != size_bytes:
+            sized = replace(line, shape=replace(line.shape, memory_request_bytes=size_bytes))
+            if line in self._lines:
+                self._sized[line] = sized
+        return sized
 
     def in_order(self, shares: Mapping[str, int] | None = None) -> OrderedTasks:
         """Return an iteration for one cycle; the queue must not change meanwhile.
 
         `shares` are the bytes each user takes already; without it users are not told apart.
         """
-        return OrderedTasks(self._lines, shares)
+        return OrderedTasks(
+            {self._as_sized(line): members for line, members in self._lines.items()}
+            if self._learned
+            else self._lines,
+            shares,
+        )
 
 
 class OrderedTasks:

@@ -74,6 +74,7 @@ def read_metrics(cluster: Cluster, now_ns: int) -> Metrics:
         reserved=ledger.reserved_bytes[:count].copy(),
         charged=ledger.charged_bytes[:count].copy(),
         tasks_used=ledger.used_bytes[:count].copy(),
+        freed=table.freed_bytes[:count].copy(),
         growth_per_second=growth.clip(-GROWTH_MAX, GROWTH_MAX).astype(np.int64),
         machines_shared=table.machines_shared,
     )
@@ -190,4 +191,5 @@ def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: 
         gpus=table.gpus[:count].copy(),
         gpus_free=table.gpus[:count] - table.gpus_used[:count],
         matching=table.matching,
+        stopped=table.intake_stopped[:count].copy(),
     )

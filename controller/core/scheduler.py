@@ -25,6 +25,7 @@ from allocator.ledger import NoRoom
 from controller.core import (
     control_events,
     drain_events,
+    guard_events,
     node_events,
     reservation_events,
     submit_events,
@@ -39,6 +40,7 @@ from controller.core.events import (
     AttemptFrozen,
     AttemptStarted,
     Event,
+    GuardActed,
     NodeCordoned,
     NodeDrained,
     NodeForgotten,
@@ -55,16 +57,18 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.metrics import Scope
-from controller.core.model import TaskState
+from controller.core.model import MemoryLimits, TaskState
 from controller.core.placement import (
     Placement,
     Quotas,
     Refusal,
     able_when_empty,
+    largest_size_bytes,
     node_to_keep,
     place,
 )
 from controller.core.promise import compute
+from controller.core.reserved import follow_use
 from controller.core.results import LIVE_METRICS, Metrics, Results, make_offers, read_metrics
 from controller.core.rules import RuleSet, blocked, evaluate
 
@@ -76,6 +80,7 @@ HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
     AttemptStarted: task_events.on_attempt_started,
     AttemptFrozen: task_events.on_attempt_frozen,
     AttemptEnded: task_events.on_attempt_ended,
+    GuardActed: guard_events.on_guard_acted,
     NodeJoined: node_events.on_node_joined,
     NodeLeft: node_events.on_node_left,
     NodeCordoned: node_events.on_node_cordoned,
@@ -88,7 +93,7 @@ HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
     Reconfigured: node_events.on_reconfigured,
 }
 # Events after which no task can be placed that could not be before.
-QUIET = (AttemptStarted, AttemptFrozen, ReservationRenewed)
+QUIET = (AttemptStarted, AttemptFrozen, GuardActed, ReservationRenewed)
 
 
 class Scheduler:
@@ -138,6 +143,7 @@ class Scheduler:
         self._commands = node_events.settle(self.cluster, now_ns)
         self._commands += drain_events.advance_drains(self.cluster, now_ns)
         self.cluster.wake(now_ns)
+        follow_use(self.cluster, now_ns)
         self._planned = []
         self.cycle_wanted = False
         metrics = self.collect_metrics()
@@ -187,6 +193,8 @@ class Scheduler:
     def assign_tasks(self, results: Results) -> None:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
+        cluster.learning.offer(results.now_ns, largest_size_bytes(results.offers))
+        elastic = cluster.limits.memory_limits is MemoryLimits.ELASTIC
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
         cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)
         quotas = Quotas(
@@ -194,6 +202,9 @@ class Scheduler:
             cluster.arrays.placed(),
             cluster.limits.user_tasks_max,
             cluster.accounts.shares() if cluster.limits.fair_share else None,
+            dict(cluster.category_tasks),
+            cluster.learning.is_guess,
+            cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
         )
         results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
@@ -273,6 +284,11 @@ class Scheduler:
         task = cluster.tasks[placement.task_id]
         record = cluster.nodes[node_id]
         free = (index for index in range(record.node.gpus) if index not in record.gpus_taken)
+        elastic = (
+            cluster.limits.memory_limits is MemoryLimits.ELASTIC and not task.spec.memory_exact
+        )
+        size_bytes = placement.shape.memory_request_bytes
+        decided = None if placement.need is None else cluster.learning.decide(placement.need)
         task = replace(
             with_state(task, TaskState.ASSIGNED),
             attempt=task.attempt + 1,
@@ -282,7 +298,11 @@ class Scheduler:
             not_before_ns=0,
             assigned_at_ns=now_ns,
             started_at_ns=0,
-            memory_limit_bytes=task.spec.memory_limit_bytes or task.spec.memory_request_bytes,
+            memory_limit_bytes=task.spec.memory_limit_bytes or (None if elastic else size_bytes),
+            memory_size_bytes=size_bytes,
+            memory_elastic=elastic,
+            memory_expected_peak_bytes=0 if decided is None else decided.expected_peak_bytes,
+            memory_reason="" if decided is None else decided.reason,
         )
         cluster.reserve(task, placement.slot)
         cluster.put_task(task)

@@ -18,6 +18,7 @@ from controller.core.commands import (
     SendStop,
 )
 from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, TasksCancelled
+from controller.core.learning import OWN_FAULTS, reached
 from controller.core.model import (
     PLACED_STATES,
     Attempt,
@@ -68,6 +69,7 @@ def on_attempt_started(cluster: Cluster, event: AttemptStarted) -> Commands:
     if task is None or task.started_at_ns:
         return commands
     task = replace(task, started_at_ns=_between(task, event.started_at_ns, event.at_ns))
+    cluster.learning.started(task, event.at_ns)
     if task.state in (TaskState.ASSIGNED, TaskState.STARTING):
         task = with_state(task, TaskState.RUNNING)
     cluster.put_task(task)
@@ -103,11 +105,14 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     if event.started_at_ns:
         started_at_ns = _between(task, event.started_at_ns, ended_at_ns)
         task = replace(task, started_at_ns=started_at_ns)
-    task = replace(
-        task, exit_code=event.exit_code, signal=event.signal, oom_cause=event.oom_cause
+    cause = OomCause.NONE if outcome is not TaskState.OUT_OF_MEMORY else _cause(task, event)
+    task = replace(task, exit_code=event.exit_code, signal=event.signal, oom_cause=cause)
+    ended = replace(
+        _attempt(task, outcome, reason, ended_at_ns), memory_peak_bytes=event.memory_peak_bytes
     )
-    ended = _attempt(task, outcome, reason, ended_at_ns)
-    commands.append(SaveAttempt(replace(ended, memory_peak_bytes=event.memory_peak_bytes)))
+    commands.append(SaveAttempt(ended))
+    cluster.learning.ended(task, ended)
+    cluster.note_freed(task)
     for stream, tail in (
         (OutputStream.STDOUT, event.stdout_tail),
         (OutputStream.STDERR, event.stderr_tail),
@@ -120,6 +125,8 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
         if code != NODE_DRAINED:
             cluster.close_leaving(task.node_id, event.at_ns)
         return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
+    if outcome is TaskState.OUT_OF_MEMORY:
+        return commands + after_out_of_memory(cluster, task, ended, code, event.at_ns)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
     if (
         outcome is TaskState.FAILED
@@ -152,7 +159,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if task.cancelled and event.stopped:
         return TaskState.CANCELLED, "CANCELLED", "cancelled by its user"
     if event.oom_kill_count > 0 or event.oom_cause is not OomCause.NONE:
-        return TaskState.OUT_OF_MEMORY, f"OOM_{_cause(event).value}", _memory_reason(task, event)
+        code = f"OOM_{_cause(task, event).value}"
+        return TaskState.OUT_OF_MEMORY, code, _memory_reason(task, event)
     if event.timed_out:
         seconds = (task.spec.time_limit_ns or 0) / 1e9
         return TaskState.TIMED_OUT, "TIME_LIMIT", f"ran longer than its time limit of {seconds:g} s"
@@ -192,18 +200,91 @@ def _requeue_or_end(
     return end(cluster, task, TaskState.LOST, code, reason, now_ns)
 
 
-def _cause(event: AttemptEnded) -> OomCause:
-    return OomCause.OWN_LIMIT if event.oom_cause is OomCause.NONE else event.oom_cause
+def after_out_of_memory(
+    cluster: Cluster, task: Task, ended: Attempt, code: str, now_ns: int
+) -> Commands:
+    """Run a task again that memory ended, if another attempt can fare better; else end it.
+
+    By its own fault: with more memory, at most memory_requeues_max times; never where the limit
+    it hit is its user's own, or its size is exact. By no fault of its own: with the same need a
+    little later, bounded by memory_spared_max alone. A cancelled task, and one that must not be
+    requeued, ends.
+    """
+    reason = ended.reason
+    own_fault = ended.oom_cause in OWN_FAULTS
+    hopeless = _hopeless(cluster, task, reached(ended) if own_fault else 0)
+    if hopeless is not None:
+        reason += hopeless
+        return end(cluster, task, TaskState.OUT_OF_MEMORY, code, reason, ended.ended_at_ns)
+    again = f"attempt {task.attempt} {reason}"
+    if own_fault:
+        count, most = task.memory_requeues + 1, cluster.limits.memory_requeues_max
+        reached_bytes = max(task.memory_reached_bytes, reached(ended))
+        task = replace(task, memory_requeues=count, memory_reached_bytes=reached_bytes)
+        again += f"; again with more memory, {count} of {most}"
+        return _requeue(cluster, task, again)
+    by_guard = ended.oom_cause is OomCause.GUARD
+    task = replace(
+        task,
+        memory_spared=task.memory_spared + 1,
+        guard_kills=task.guard_kills + by_guard,
+    )
+    again += "; by no fault of its own: again, not counted"
+    delay_ns = 0 if by_guard else cluster.limits.memory_spared_delay_ns
+    return _requeue(cluster, task, again, now_ns + delay_ns if delay_ns else 0)
+
+
+def _hopeless(cluster: Cluster, task: Task, reached_bytes: int) -> str | None:
+    """Return why a task that memory ended is not run again, behind a sentence; None where it is.
+
+    `reached_bytes` are what it reached by its own fault, 0 where it was not its own.
+    """
+    limits, spec = cluster.limits, task.spec
+    if task.cancelled:
+        return ""
+    if reached_bytes and spec.memory_limit_bytes is not None:
+        return ""  # the limit is its user's own: it is never raised
+    if reached_bytes and spec.memory_exact:
+        return ""
+    if not spec.requeue:
+        return ", and it must not be requeued"
+    if not reached_bytes:
+        most = limits.memory_spared_max
+        return f"; it was run again {most} times" if task.memory_spared >= most else None
+    most = limits.memory_requeues_max
+    if task.memory_requeues >= most:
+        return f"; it was run again with more memory {most} times"
+    largest_bytes = cluster.largest_capacity_bytes()
+    if reached_bytes >= largest_bytes:
+        return f"; the largest node can give {gibibytes(largest_bytes)}"
+    return None
+
+
+def _cause(task: Task, event: AttemptEnded) -> OomCause:
+    """Return the cause; where the agent tells none, a kill can only be the attempt's own limit's,
+    and without one that of the node."""
+    if event.oom_cause is not OomCause.NONE:
+        return event.oom_cause
+    unbound = task.memory_elastic and task.memory_limit_bytes is None
+    return OomCause.BYSTANDER if unbound else OomCause.OWN_LIMIT
 
 
 def _memory_reason(task: Task, event: AttemptEnded) -> str:
-    peak = f"peak {gibibytes(event.memory_peak_bytes)}"
-    limit = f"limit {gibibytes(task.memory_limit_bytes or 0)}"
-    if event.oom_cause is OomCause.CHILD_ONLY:
-        return f"a child process outgrew the task's memory limit ({peak}, {limit})"
-    if event.oom_cause in (OomCause.OWN_LIMIT, OomCause.NONE):
-        return f"outgrew its memory limit ({peak}, {limit})"
-    return f"ended for want of memory, cause {event.oom_cause.value} ({peak}, {limit})"
+    numbers = f"peak {gibibytes(event.memory_peak_bytes)}"
+    if task.memory_limit_bytes is not None:
+        numbers += f", limit {gibibytes(task.memory_limit_bytes)}"
+    match _cause(task, event):
+        case OomCause.CHILD_ONLY:
+            return f"a child process outgrew the task's memory limit ({numbers})"
+        case OomCause.OWN_LIMIT:
+            return f"outgrew its memory limit ({numbers})"
+        case OomCause.GUARD:
+            why = f": {event.guard_reason}" if event.guard_reason else ""
+            return f"was ended by the guard of node {task.node_id} ({numbers}){why}"
+        case OomCause.BYSTANDER:
+            return f"was killed when node {task.node_id} was out of memory ({numbers})"
+        case cause:
+            return f"ended for want of memory, cause {cause.value} ({numbers})"
 
 
 def _signal_name(number: int) -> str:
@@ -252,6 +333,10 @@ def _attempt(task: Task, outcome: TaskState, reason: str, ended_at_ns: int) -> A
         memory_limit_bytes=task.memory_limit_bytes,
         oom_cause=task.oom_cause,
         reason=reason,
+        category=task.spec.category,
+        input_bytes=task.spec.input_bytes,
+        declared_bytes=task.spec.memory_request_bytes if task.spec.memory_declared else None,
+        memory_size_bytes=task.memory_size_bytes,
     )
 
 
@@ -277,6 +362,10 @@ def _requeue(cluster: Cluster, task: Task, reason: str, not_before_ns: int = 0) 
         assigned_at_ns=0,
         started_at_ns=0,
         memory_limit_bytes=None,
+        memory_size_bytes=0,
+        memory_expected_peak_bytes=0,
+        memory_elastic=False,
+        memory_reason="",
     )
     cluster.put_task(task)
     return [SaveTask(task)]

@@ -107,6 +107,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 wire.write_output(cluster, message.output)
             elif kind == "log":
                 engine.logs.answer(message.log)
+            elif kind == "guard_steps":
+                engine.post(wire.guard_acted(message.guard_steps, record.node.id, now_ns))
             elif kind == "goodbye":
                 log.info("agent says goodbye node=%s", record.node.id)
                 return True

@@ -50,7 +50,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     ) -> node_pb2.GetNodeResponse:
         """Return one node."""
         await self._engine.settled()
-        return node_pb2.GetNodeResponse(node=self._view(self._find(request.id)))
+        record = self._find(request.id)
+        return node_pb2.GetNodeResponse(node=self._view(record, with_steps=True))
 
     @answers
     async def CordonNode(  # noqa: N802
@@ -110,10 +111,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             raise NotFound(f"no node is called '{node_id}'", node=node_id)
         return record
 
-    def _view(self, record: NodeRecord) -> types_pb2.Node:
+    def _view(self, record: NodeRecord, with_steps: bool = False) -> types_pb2.Node:
         engine = self._engine
         displayed = engine.scheduler.displayed
-        return views.node_view(engine.cluster, displayed, record, engine.now_ns())
+        return views.node_view(engine.cluster, displayed, record, engine.now_ns(), with_steps)
 
 
 class RuleService(rule_pb2_grpc.RuleServiceServicer):

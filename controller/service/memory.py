@@ -8,9 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 from mass.v1 import memory_pb2, memory_pb2_grpc
 
 from controller import requests, views
-from controller.core.errors import InvalidRequest
+from controller.core.errors import InvalidRequest, NotFound
 from controller.core.events import ReservationAsked, ReservationReleased, ReservationRenewed
 from controller.core.model import MemoryReservation
+from controller.core.sizing import CategorySummary
 from controller.engine import Engine
 from controller.service.status import answers
 
@@ -93,6 +94,42 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
         number = requests.reservation_id(request.id)
         await self._engine.ask(ReservationReleased(self._engine.now_ns(), number))
         return memory_pb2.ReleaseReservationResponse()
+
+    @answers
+    async def ListCategories(  # noqa: N802
+        self, request: memory_pb2.ListCategoriesRequest, context: Any
+    ) -> memory_pb2.ListCategoriesResponse:
+        """Return a page of categories by name; the token is the name to go on behind."""
+        size = requests.page_size(request.page_size)
+        await self._engine.settled()
+        summaries = self._summaries()
+        known = summaries.keys() | self._cluster.learning.outcomes.keys()
+        names = sorted(name for name in known if name > request.page_token)
+        page = names[:size]
+        return memory_pb2.ListCategoriesResponse(
+            categories=[
+                views.category_view(self._cluster, name, summaries.get(name)) for name in page
+            ],
+            next_page_token=page[-1] if len(names) > size else "",
+        )
+
+    @answers
+    async def GetCategory(  # noqa: N802
+        self, request: memory_pb2.GetCategoryRequest, context: Any
+    ) -> memory_pb2.GetCategoryResponse:
+        """Return what was learned of one category."""
+        await self._engine.settled()
+        name, cluster = request.name, self._cluster
+        summary = self._summaries().get(name)
+        known = summary is not None or name in cluster.learning.outcomes
+        if not known and name not in cluster.category_tasks:
+            raise NotFound(f"no task of category '{name[:200]}' has ended yet", category=name[:200])
+        return memory_pb2.GetCategoryResponse(
+            category=views.category_view(cluster, name, summary)
+        )
+
+    def _summaries(self) -> dict[str, CategorySummary]:
+        return {one.category: one for one in self._cluster.learning.sizing.categories()}
 
     def _ttl_ns(self, ttl: Duration) -> int:
         limits, ttl_ns = self._cluster.limits, ttl.ToNanoseconds()

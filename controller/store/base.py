@@ -75,6 +75,9 @@ class Stored:
     next_task_id: int  # above every id that was ever committed, also of pruned tasks
     reservations: tuple[MemoryReservation, ...] = ()  # by id
     next_reservation_id: int = 1  # above every id that was ever committed
+    # The latest Limits.category_attempts_max of each category, of at most Limits.categories_max
+    # categories (those that ended last), in the order in which they ended.
+    attempts: tuple[Attempt, ...] = ()
     cluster_id: str = ""  # drawn when the store was made; a copy of it keeps it
 
 

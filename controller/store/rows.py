@@ -60,13 +60,28 @@ def task_progress_row(task: Task) -> NewRow:
         task.not_before_ns,
         " ".join(map(str, task.gpu_indexes)),
         task.priority_set,
+        *_memory_row(task),
+    )
+
+
+def _memory_row(task: Task) -> NewRow:
+    return (
+        task.memory_size_bytes,
+        task.memory_expected_peak_bytes,
+        task.memory_elastic,
+        task.memory_reason,
+        task.memory_reached_bytes,
+        task.memory_spared,
+        task.guard_kills,
     )
 
 
 def new_task_row(task: Task) -> NewRow:
     """Return a task's whole row."""
+    memory = _memory_row(task)
+    progress = task_progress_row(task)[: -len(memory)]
     fixed = (task.array_id, task.array_index, task.spec.name)
-    return (task.id, task.user, task.submitted_at_ns, *task_progress_row(task), *fixed)
+    return (task.id, task.user, task.submitted_at_ns, *progress, *fixed, *memory)
 
 
 def spec_text(spec: TaskSpec) -> str:
@@ -95,6 +110,10 @@ def spec_text(spec: TaskSpec) -> str:
             "after": [(wanted.task_id, wanted.kind.value) for wanted in spec.after],
             "array": spec.array,
             "array_running_max": spec.array_running_max,
+            "memory_declared": spec.memory_declared,
+            "memory_exact": spec.memory_exact,
+            "input_bytes": spec.input_bytes,
+            "oom_group": spec.oom_group,
         },
         separators=(",", ":"),
     )
@@ -149,6 +168,13 @@ def _task_from(row: Row, spec: TaskSpec) -> Task:
         array_id=row[24],
         array_index=row[25],
         # row[26], the name, is the specification's.
+        memory_size_bytes=row[27],
+        memory_expected_peak_bytes=row[28],
+        memory_elastic=bool(row[29]),
+        memory_reason=row[30],
+        memory_reached_bytes=row[31],
+        memory_spared=row[32],
+        guard_kills=row[33],
         spec=spec,
     )
 
@@ -181,6 +207,10 @@ def attempt_row(attempt: Attempt) -> NewRow:
         attempt.memory_limit_bytes,
         attempt.oom_cause.value,
         attempt.reason,
+        attempt.category,
+        attempt.input_bytes,
+        attempt.declared_bytes,
+        attempt.memory_size_bytes,
     )
 
 
@@ -201,6 +231,10 @@ def attempt_from(row: Row) -> Attempt:
             memory_limit_bytes=row[10],
             oom_cause=OomCause(row[11]),
             reason=row[12],
+            category=row[13],
+            input_bytes=row[14],
+            declared_bytes=row[15],
+            memory_size_bytes=row[16],
         )
 
 

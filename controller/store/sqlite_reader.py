@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from controller.core.limits import Limits
 from controller.core.model import Attempt, OutputStream, Task, TaskState
 from controller.store import statements
 from controller.store.base import ATTEMPTS_READ_MAX, Stored, TaskFilter
@@ -31,10 +32,10 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def load(self, submissions_kept: int) -> Stored:
+    def load(self, limits: Limits) -> Stored:
         """Return what the core starts from."""
         with self._one_view():
-            submissions = self._all(statements.select_submissions(), submissions_kept)
+            submissions = self._all(statements.select_submissions(), limits.submissions_kept)
             return Stored(
                 tasks=tuple(tasks_from(self._all(statements.select_open_tasks()))),
                 nodes=tuple(map(node_from, self._all(statements.select_nodes()))),
@@ -46,7 +47,26 @@ class Reader:
                 ),
                 next_reservation_id=self.next_reservation_id(),
                 cluster_id=self.cluster_id(),
+                attempts=self.latest_attempts(limits),
             )
+
+    def latest_attempts(self, limits: Limits) -> tuple[Attempt, ...]:
+        """Return the latest attempts of each category, in the order in which they ended."""
+        found: list[list[Attempt]] = []
+        category = ""
+        while True:
+            # One step in the index for each category, whatever there is of each.
+            ((following,),) = self._all(statements.select_next_category(), category)
+            if following is None:
+                break
+            category = str(following)
+            rows = self._all(
+                statements.select_attempts_of_category(), category, limits.category_attempts_max
+            )
+            found.append([attempt_from(row) for row in rows])
+        found.sort(key=lambda attempts: (attempts[0].ended_at_ns, attempts[0].category))
+        kept = [one for attempts in found[-limits.categories_max :] for one in attempts]
+        return tuple(sorted(kept, key=lambda one: (one.ended_at_ns, one.task_id, one.number)))
 
     def next_task_id(self) -> int:
         """Return an id above every one that was ever committed."""

@@ -83,10 +83,17 @@ class Writer:
         new = [task for task in tasks if task.id > self._last_task_id]
         changed = [task for task in tasks if task.id <= self._last_task_id]
         before = self._connection.total_changes
-        rows = [(task.id, *task_progress_row(task)) for task in changed]
-        self._run(statements.UPDATE_TASKS, rows)
+        if len(changed) <= statements.ROWS_ONE_BY_ONE:
+            text = statements.update_task()
+            for task in changed:
+                self._connection.execute(text, (*task_progress_row(task), task.id))
+        else:
+            rows = [(task.id, *task_progress_row(task)) for task in changed]
+            self._run(statements.UPDATE_TASKS, rows)
         if self._connection.total_changes - before < len(changed):
             new += self._missing(changed)
+        if not new:
+            return
         self._run(statements.INSERT_TASKS, [new_task_row(task) for task in new])
         specs = [(task.id, spec_text(task.spec)) for task in new]
         self._run(statements.INSERT_TASK_SPECS, specs)
@@ -98,6 +105,8 @@ class Writer:
         return [task for task in tasks if task.id not in known]
 
     def _save_nodes(self, turn: Turn) -> None:
+        if not turn.nodes:
+            return
         kept = [node_row(value) for value in turn.nodes.values() if value is not None]
         self._run(statements.SAVE_NODES, kept)
         gone = [(node_id,) for node_id, value in turn.nodes.items() if value is None]
@@ -117,6 +126,8 @@ class Writer:
         )
 
     def _save_alerts(self, turn: Turn) -> None:
+        if not turn.alerts:
+            return
         kept, forgotten = [], []
         for key, alert in turn.alerts.items():
             if alert.state is AlertState.INACTIVE:
@@ -127,6 +138,8 @@ class Writer:
         self._connection.executemany(statements.delete_alert(), forgotten)
 
     def _run(self, statement: RowsStatement, rows: Sequence[NewRow]) -> None:
+        if not rows:
+            return
         for text, values in statement.calls(rows):
             self._connection.execute(text, values)
 

@@ -29,8 +29,10 @@ from controller.store.tables import (
 )
 
 _DIALECT = sqlite.dialect(paramstyle="qmark")
-# Rows of one statement, largest first; 1,024 tasks are 27,648 values, SQLite's bound is 32,766.
-_ROWS_PER_STATEMENT = (1_024, 128, 16, 4, 1)
+# Rows of one statement, largest first; 512 tasks are 17,408 values, SQLite's bound is 32,766.
+_ROWS_PER_STATEMENT = (512, 128, 16, 4, 1)
+# Up to so many changed rows a plain UPDATE for each is the quickest.
+ROWS_ONE_BY_ONE = 8
 
 
 def compiled(statement: sa.ClauseElement) -> str:
@@ -109,6 +111,18 @@ INSERT_TASKS = _insert(tasks)
 INSERT_TASK_SPECS = _insert(task_specs)
 # What has changed in tasks that are there already: id, then TASK_PROGRESS.
 UPDATE_TASKS = RowsStatement(1 + len(TASK_PROGRESS), _update_tasks)
+
+
+
+@cache
+def update_task() -> str:
+    """Change one task that is there already. Values: TASK_PROGRESS, then its id."""
+    values: dict[str, sa.BindParameter[object]] = {
+        column.name: sa.bindparam(f"new_{column.name}") for column in TASK_PROGRESS
+    }
+    return compiled(sa.update(tasks).where(tasks.c.id == sa.bindparam("key")).values(values))
+
+
 SAVE_ATTEMPTS = _insert_or_replace(attempts)
 SAVE_OUTPUTS = _insert_or_replace(outputs)
 SAVE_NODES = _insert_or_replace(nodes)
@@ -266,6 +280,30 @@ def select_attempts() -> str:
         sa.select(attempts)
         .where(attempts.c.task_id == sa.bindparam("task_id"))
         .order_by(attempts.c.number.desc())
+        .limit(sa.bindparam("count"))
+        .offset(_NO_OFFSET)
+    )
+
+
+@cache
+def select_next_category() -> str:
+    """The first category behind one by name, with attempts, or NULL. Values: that one."""
+    return compiled(
+        sa.select(sa.func.min(attempts.c.category)).where(
+            attempts.c.category > sa.bindparam("category")
+        )
+    )
+
+
+@cache
+def select_attempts_of_category() -> str:
+    """The latest attempts of a category, the last first. Values: category, how many."""
+    return compiled(
+        sa.select(attempts)
+        .where(attempts.c.category == sa.bindparam("category"))
+        .order_by(
+            attempts.c.ended_at_ns.desc(), attempts.c.task_id.desc(), attempts.c.number.desc()
+        )
         .limit(sa.bindparam("count"))
         .offset(_NO_OFFSET)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 NO_REVISION = "0000"  # a store without any migration
 APPLICATION_ID = 0x4D415353  # "MASS", in the header of an SQLite file
 
@@ -35,13 +35,17 @@ def _words(name: str) -> sa.Column[str]:
     return sa.Column(name, sa.Text, nullable=False, server_default="")
 
 
+def _flag(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.false())
+
+
 tasks = sa.Table(
     "tasks",
     METADATA,
     sa.Column("id", _ROW_KEY, primary_key=True, autoincrement=False),
     _text("user"),
     _integer("submitted_at_ns"),
-    # From here on the columns change with the task; TASK_PROGRESS relies on it.
+    # From here on the columns change with the task.
     _text("state"),
     sa.Column("ended", sa.Boolean, nullable=False),
     _text("reason_code"),
@@ -63,12 +67,21 @@ tasks = sa.Table(
     _number("not_before_ns"),
     _words("gpu_indexes"),
     _integer("priority_set", nullable=True),
-    # These stay as the submit made them. They stand at the end because an upgrade can only add.
+    # These stay as the submit made them. An upgrade can only add at the end.
     _number("array_id"),
     _number("array_index"),
     _words("name"),
+    # And these change again.
+    _number("memory_size_bytes"),
+    _number("memory_expected_peak_bytes"),
+    _flag("memory_elastic"),
+    _words("memory_reason"),
+    _number("memory_reached_bytes"),
+    _number("memory_spared"),
+    _number("guard_kills"),
 )
-TASK_PROGRESS = tuple(tasks.columns)[3:-3]
+_FIXED = ("id", "user", "submitted_at_ns", "array_id", "array_index", "name")
+TASK_PROGRESS = tuple(column for column in tasks.columns if column.name not in _FIXED)
 
 # For the open tasks at start: by this and not by their states, so that one in a state that cannot
 # be read is noticed instead of left out.
@@ -132,9 +145,16 @@ attempts = sa.Table(
     _integer("memory_limit_bytes", nullable=True),
     _text("oom_cause"),
     _text("reason"),
+    # What its task asked for, for learning.
+    _words("category"),
+    _integer("input_bytes", nullable=True),
+    _integer("declared_bytes", nullable=True),
+    _number("memory_size_bytes"),
     sa.PrimaryKeyConstraint("task_id", "number"),
     sqlite_with_rowid=False,
 )
+# For the latest of each category at start.
+sa.Index("attempts_category", attempts.c.category, attempts.c.ended_at_ns)
 
 outputs = sa.Table(
     "outputs",

@@ -34,6 +34,12 @@ class StoreThread:
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_idle(self) -> bool:
+        """Say, on the loop, whether it has nothing to do and is not stopped: what it owns may be
+        used on the loop then, until the next await."""
+        return self._pending == 0 and not self._stopped
+
     async def run(self, call: Callable[[], _Result]) -> _Result:
         """Return what the call returns, or raise what it raises.
 

@@ -10,7 +10,18 @@ from mass.v1 import agent_pb2, types_pb2
 from support.fake_controller import assign, duration, welcome
 
 from agent import wire
-from agent.attempt import Assigned, Ended, Key, OomCause, Outcome, Report, Started, StopAsked
+from agent.attempt import (
+    Assigned,
+    Ended,
+    GuardStep,
+    GuardStepKind,
+    Key,
+    OomCause,
+    Outcome,
+    Report,
+    Started,
+    StopAsked,
+)
 from agent.memory import MemoryReading
 from agent.sampler import Sample
 
@@ -32,6 +43,11 @@ def test_an_assignment_is_read_whole() -> None:
         cpus=0.5,
         time_limit=duration(1.5),
         grace=duration(2),
+        memory_elastic=True,
+        memory_expected_peak_bytes=6,
+        priority=-3,
+        no_requeue=True,
+        oom_group=True,
     )
     assert event.error == ""
     assignment = event.assignment
@@ -39,12 +55,15 @@ def test_an_assignment_is_read_whole() -> None:
     assert (assignment.command, assignment.environment) == (("a", "b"), {"K": "v"})
     assert (assignment.memory_limit_bytes, assignment.memory_request_bytes) == (5, 4)
     assert (assignment.time_limit_ns, assignment.grace_ns) == (1_500_000_000, 2 * SECOND_NS)
+    assert (assignment.memory_elastic, assignment.memory_expected_peak_bytes) == (True, 6)
+    assert (assignment.priority, assignment.no_requeue, assignment.oom_group) == (-3, True, True)
 
 
 def test_no_limit_and_no_time_limit_are_none() -> None:
     assignment = decode().assignment
     assert assignment.memory_limit_bytes is None
     assert assignment.time_limit_ns is None
+    assert (assignment.memory_elastic, assignment.oom_group) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +73,7 @@ def test_no_limit_and_no_time_limit_are_none() -> None:
         ({"command": [""]}, "the assignment has no command"),
         ({"working_directory": "w"}, "working directory 'w', it must be absolute"),
         ({"memory_limit_bytes": -1}, "a negative size of memory"),
+        ({"memory_expected_peak_bytes": -1}, "a negative size of memory"),
         ({"cpus": -1.0}, "-1.0 cpus"),
         ({"cpus": float("nan")}, "nan cpus"),
         ({"grace": Duration(seconds=-1)}, "a grace of -1 s"),
@@ -85,6 +105,9 @@ def test_a_welcome_is_read_whole() -> None:
     assert decoded.event.forget == ((1, 2),)
     assert decoded.sampling == wire.Sampling(50_000_000, 10 * SECOND_NS)
     assert decoded.attempt_lease_ns == 900 * SECOND_NS
+    assert decoded.memory_capacity_bytes is None
+    capacity = welcome(memory_capacity_bytes=5).welcome
+    assert wire.decode_welcome(capacity).memory_capacity_bytes == 5
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,7 @@ def test_a_welcome_is_read_whole() -> None:
     [
         ({"protocol_version": 2}, "protocol 2"),
         ({"attempt_lease": Duration()}, "attempt_lease is 0 ns"),
+        ({"memory_capacity_bytes": -1}, "memory_capacity_bytes is -1"),
         ({"sampling": agent_pb2.Sampling()}, "a sampling interval is 0 ns"),
         (
             {
@@ -125,6 +149,47 @@ def test_a_sample_says_what_was_measured_and_nothing_else() -> None:
     assert list(message.task_ids) == [1, 3]
     assert list(message.task_attempts) == [2, 1]
     assert list(message.task_memory_used_bytes) == [30, 0]
+    assert not message.intake_stopped
+
+
+def test_a_sample_says_that_the_intake_is_stopped() -> None:
+    sample = Sample(9, MemoryReading(100, 40, 10, 0), intake_stopped=True)
+    assert wire.encode_samples([sample]).samples.samples[0].intake_stopped
+
+
+STEP = GuardStep(7, GuardStepKind.KILL, (1, 2), 95, 100, 2.5, 0.5, 12.0, 40, "r" * 9_999)
+
+
+def test_a_step_of_the_guard_carries_its_numbers() -> None:
+    (step,) = wire.encode_guard_steps([STEP]).guard_steps.steps
+    assert (step.taken_at_unix_ns, step.kind) == (7, agent_pb2.GUARD_STEP_KIND_KILL)
+    assert (step.task_id, step.attempt, step.task_memory_used_bytes) == (1, 2, 40)
+    assert (step.memory_used_bytes, step.memory_limit_bytes) == (95, 100)
+    assert (step.memory_growth_bytes_per_second, step.seconds_to_full) == (2.5, 0.5)
+    assert step.psi_full_percent == 12.0
+    assert len(step.reason) == wire.REASON_LENGTH_MAX
+
+
+def test_a_step_about_the_node_names_no_task_and_invents_no_number() -> None:
+    quiet = GuardStep(7, GuardStepKind.OPEN_INTAKE, None, 5, 100)
+    (step,) = wire.encode_guard_steps([quiet]).guard_steps.steps
+    assert (step.task_id, step.attempt) == (0, 0)
+    assert not step.HasField("seconds_to_full")
+    assert not step.HasField("psi_full_percent")
+
+
+def test_every_step_of_the_guard_has_its_word_on_the_wire() -> None:
+    for kind in GuardStepKind:
+        assert agent_pb2.GuardStepKind.Value(f"GUARD_STEP_KIND_{kind.name}") == kind.value
+
+
+def test_an_end_by_the_guard_carries_its_step() -> None:
+    outcome = Outcome(signal=9, started_at_ns=1, ended_at_ns=2)
+    ended = Ended(outcome, OomCause.GUARD, timed_out=False, stopped=False, guard=STEP)
+    end = wire.encode_report(Report(4, (1, 2), ended), tail).ended
+    assert (end.guard.kind, end.guard.taken_at_unix_ns) == (agent_pb2.GUARD_STEP_KIND_KILL, 7)
+    plain = Ended(outcome, OomCause.OWN_LIMIT, timed_out=False, stopped=False)
+    assert not wire.encode_report(Report(4, (1, 2), plain), tail).ended.HasField("guard")
 
 
 def tail(key: Key, stream: int) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 from mass.v1 import agent_pb2, types_pb2
 from support.fake_controller import (
     FakeController,
-    FakeRunner,
     Stream,
     acknowledge,
     assign,
@@ -21,73 +18,12 @@ from support.fake_controller import (
     stop,
     welcome,
 )
+from support.lone_agent import Agent
 from support.processes import until
 
 from agent import connection as connection_module
-from agent.attempts import Attempts
-from agent.connection import AgentRefused, Connection
-from agent.follower import Follower
-from agent.outbox import Outbox
+from agent.connection import AgentRefused
 from agent.runner import Launch
-from agent.sampler import Sampler
-from agent.spool import Spool
-from agent.wire import Identity
-
-IDENTITY = Identity("n1", "i1", "m1", "b1", "0", 1 << 33, 0, 2.0, "fake", ("kill",))
-
-
-@dataclass
-class Agent:
-    """One agent with a runner that starts nothing; `work_dir` may be that of an earlier one."""
-
-    controller: FakeController
-    work_dir: Path
-    boot_ns: int = 10**12
-
-    def __post_init__(self) -> None:
-        self.spool = Spool(self.work_dir)
-        self.sampler = Sampler(self.work_dir)
-        self.attempts = Attempts(
-            node_id="n1",
-            spool=self.spool,
-            follower=Follower(self.work_dir),
-            make_runner=FakeRunner,
-            environment={"PATH": "/bin", "SECRET": "x"},
-        )
-        assert isinstance(self.attempts.runner, FakeRunner)
-        self.runner = self.attempts.runner
-        self.outbox = Outbox(self.attempts, self.sampler)
-        self.connection = Connection(
-            self.controller.address,
-            IDENTITY,
-            self.attempts,
-            self.outbox,
-            boot_clock_ns=lambda: self.boot_ns,
-        )
-        self.running = asyncio.create_task(self.connection.run())
-
-    async def crash(self) -> None:
-        """End without a word; what is on disk stays."""
-        self.running.cancel()
-        await asyncio.wait({self.running})
-        await self.attempts.close()
-        self.spool.close()
-        self.sampler.close()
-
-
-@pytest.fixture
-async def controller() -> AsyncIterator[FakeController]:
-    fake = FakeController()
-    await fake.start()
-    yield fake
-    await fake.stop()
-
-
-@pytest.fixture
-async def agent(controller: FakeController, tmp_path: Path) -> AsyncIterator[Agent]:
-    made = Agent(controller, tmp_path)
-    yield made
-    await made.crash()
 
 
 @pytest.fixture(autouse=True)

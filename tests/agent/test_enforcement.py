@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from support.processes import MIB, eater, is_running, why_no_cgroup1
 
-from agent.cgroup1 import Cgroup1, Hierarchy, find_hierarchy, locate
+from agent.cgroup1 import Cgroup1
 from agent.enforce import Group, detect
 from agent.group import EnforcementError, LimitRefused
+from agent.hierarchy import Hierarchy, find_hierarchy, locate
 from agent.proctree import Life, read_process, read_processes
 from agent.watchdog import MARK, Watchdog
 
@@ -83,7 +84,7 @@ def test_best_available_way_is_chosen_and_better_ones_are_explained() -> None:
 def test_watchdog_is_chosen_where_groups_cannot_be_made(tmp_path: Path) -> None:
     found = detect(NODE, parent=tmp_path / "not-there")
     assert found.enforcement.name == "watchdog"
-    assert list(found.refused) == ["cgroup2", "cgroup1"]
+    assert list(found.refused) == ["cgroup2", "cgroup1", "scope"]
     assert "No such file or directory" in found.refused["cgroup1"] or why_no_cgroup1()
     assert found.enforcement.describe()["kernel_limit"] is False
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 from mass.v1 import agent_pb2
 
 from agent import wire
@@ -114,3 +116,75 @@ def test_a_task_that_spoils_its_outputs_harms_only_itself(tmp_path: Path) -> Non
     assert follower.tail(KEY, wire.STDOUT) == b""
     follower.end(KEY)
     Follower(tmp_path, attempts_kept=0)
+
+
+def attempt_of(follower: Follower, task_id: int, attempt: int = 1) -> Path:
+    """Begin an attempt, make its outputs as the launcher does, and return its directory."""
+    directory, *outputs = follower.begin((task_id, attempt))
+    for path in outputs:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+    return Path(directory)
+
+
+def ended(follower: Follower, task_id: int) -> Path:
+    """Let an attempt begin and end that writes nothing."""
+    directory = attempt_of(follower, task_id)
+    follower.end((task_id, 1))
+    return directory
+
+
+def test_what_a_silent_attempt_left_serves_the_next_one(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    first = ended(follower, 4)
+    inodes = {(first / name).stat().st_ino for name in ("stdout", "stderr")}
+    second = attempt_of(follower, 5)
+    assert {(second / name).stat().st_ino for name in ("stdout", "stderr")} == inodes
+    assert not first.parent.exists()
+    # The silent attempt's output is still known to be empty, not unknown.
+    assert follower.tail(KEY, wire.STDOUT) == b""
+    assert (read(follower).error, read(follower).data, read(follower).end) == ("", b"", True)
+
+
+@pytest.mark.parametrize("left", ["text", "file", "link", "mode", "directory mode", "attempt"])
+def test_what_is_not_as_it_was_made_serves_nobody(tmp_path: Path, left: str) -> None:
+    follower = Follower(tmp_path)
+    directory = ended(follower, 4)
+    stdout = directory / "stdout"
+    match left:
+        case "text":
+            stdout.write_text("late")
+        case "file":
+            (directory / "error").touch()
+        case "link":
+            os.link(stdout, tmp_path / "elsewhere")
+        case "mode":
+            stdout.chmod(0o600)
+        case "directory mode":
+            directory.chmod(0o700)
+        case "attempt":
+            attempt_of(follower, 4, attempt=2)
+    inode = stdout.stat().st_ino
+    other = attempt_of(follower, 5)
+    assert stdout.stat().st_ino == inode
+    assert sorted(path.name for path in other.iterdir()) == ["stderr", "stdout"]
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_outputs_that_somebody_has_open_serve_nobody(tmp_path: Path, mode: str) -> None:
+    follower = Follower(tmp_path)
+    directory = ended(follower, 4)
+    with (directory / "stdout").open(mode):
+        attempt_of(follower, 5)
+    assert (directory / "stdout").exists()
+
+
+def test_only_first_attempts_serve_first_attempts(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    directory = ended(follower, 4)
+    attempt_of(follower, 5, attempt=2)
+    assert directory.exists()
+    retried = attempt_of(follower, 6, attempt=2)
+    follower.end((6, 2))
+    attempt_of(follower, 7)  # takes what task 4 left
+    attempt_of(follower, 8)
+    assert (directory.exists(), retried.exists()) == (False, True)

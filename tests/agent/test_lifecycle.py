@@ -21,6 +21,11 @@ from agent.attempt import (
     Exited,
     Forgotten,
     GraceOver,
+    GuardAsked,
+    GuardKilled,
+    GuardStep,
+    GuardStepKind,
+    IntakeChanged,
     Key,
     Kill,
     LeaseLost,
@@ -47,7 +52,6 @@ from agent.lifecycle import (
     Keyed,
     Lifecycle,
     State,
-    oom_cause,
 )
 
 KEY: Key = (7, 2)
@@ -55,6 +59,9 @@ OTHER: Key = (7, 1)
 GRACE_NS = 5
 LIMIT_NS = 60
 DONE = Outcome(exit_code=0, started_at_ns=1, ended_at_ns=2)
+KILLED = Outcome(signal=9, started_at_ns=1, ended_at_ns=2)
+ASK = GuardStep(1, GuardStepKind.ASK, KEY, 90, 100, 10.0, 1.0)
+KILL = GuardStep(1, GuardStepKind.KILL, KEY, 95, 100, 10.0, 0.5)
 
 
 def assigned(key: Key = KEY, time_limit_ns: int | None = LIMIT_NS) -> Assigned:
@@ -69,6 +76,8 @@ EVENTS: dict[type[Keyed], Keyed] = {
     StopAsked: StopAsked(KEY, GRACE_NS),
     TimeLimitReached: TimeLimitReached(KEY),
     GraceOver: GraceOver(KEY),
+    GuardAsked: GuardAsked(KEY, ASK),
+    GuardKilled: GuardKilled(KEY, KILL),
 }
 WAY: dict[State, tuple[Event, ...]] = {
     State.UNKNOWN: (),
@@ -94,6 +103,8 @@ AFTER: dict[tuple[State, type[Keyed]], State] = {
     (State.RUNNING, Exited): State.ENDED,
     (State.RUNNING, StopAsked): State.STOPPING,
     (State.RUNNING, TimeLimitReached): State.STOPPING,
+    (State.RUNNING, GuardKilled): State.KILLING,
+    (State.STOPPING, GuardKilled): State.KILLING,
     (State.STOPPING, Exited): State.ENDED,
     (State.STOPPING, GraceOver): State.KILLING,
     (State.KILLING, Exited): State.ENDED,
@@ -314,21 +325,61 @@ def test_a_leaving_agent_stops_everything_and_holds_new_assignments_back_until_t
     assert ended(lifecycle, (8, 1)).outcome.start_error == ""
 
 
-@pytest.mark.parametrize(
-    ("outcome", "cause"),
-    [
-        (Outcome(signal=9), OomCause.UNSPECIFIED),
-        (Outcome(exit_code=137), OomCause.UNSPECIFIED),
-        (Outcome(signal=9, oom_kill_count=1), OomCause.OWN_LIMIT),
-        (Outcome(exit_code=1, oom_kill_count=2), OomCause.OWN_LIMIT),
-        (Outcome(exit_code=0, oom_kill_count=1), OomCause.CHILD_ONLY),
-        (Outcome(signal=15, oom_kill_count=1), OomCause.UNSPECIFIED),
-    ],
-)
-def test_memory_is_blamed_by_the_kernels_counter_and_not_by_the_exit_code(
-    outcome: Outcome, cause: OomCause
-) -> None:
-    assert oom_cause(outcome) is cause
+def test_an_attempt_that_the_guard_killed_ends_with_the_guards_step() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    assert feed(lifecycle, GuardKilled(KEY, KILL)) == (Disarm(KEY), Kill(KEY))
+    feed(lifecycle, Exited(KEY, KILLED))
+    end = ended(lifecycle)
+    assert (end.oom_cause, end.guard, end.stopped) == (OomCause.GUARD, KILL, False)
+
+
+def test_an_attempt_that_the_guard_asks_goes_on_until_it_ends() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    assert feed(lifecycle, GuardAsked(KEY, ASK)) == ()
+    assert state_of(lifecycle) is State.RUNNING
+    feed(lifecycle, Exited(KEY, Outcome(signal=15, started_at_ns=1, ended_at_ns=2)))
+    end = ended(lifecycle)
+    assert (end.oom_cause, end.guard) == (OomCause.GUARD, ASK)
+
+
+def test_a_kill_of_the_guard_is_known_though_the_start_is_not_told_yet() -> None:
+    lifecycle = lifecycle_in(State.STARTING)
+    feed(lifecycle, GuardKilled(KEY, KILL), StartSucceeded(KEY, 10, 1), Exited(KEY, KILLED))
+    assert ended(lifecycle).guard == KILL
+
+
+def test_a_stop_that_kills_first_is_not_the_guards_doing() -> None:
+    lifecycle = lifecycle_in(State.KILLING)
+    feed(lifecycle, GuardKilled(KEY, KILL), Exited(KEY, KILLED))
+    end = ended(lifecycle)
+    assert (end.oom_cause, end.guard, end.stopped) == (OomCause.UNSPECIFIED, None, True)
+
+
+def test_a_closed_intake_holds_new_attempts_back_and_starts_them_in_their_order() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    keys = [(9, 1), (8, 1), (10, 2)]
+    assert feed(lifecycle, IntakeChanged(True)) == ()
+    for key in keys:
+        assert feed(lifecycle, assigned(key)) == ()
+        assert state_of(lifecycle, key) is State.WAITING
+    commands = feed(lifecycle, IntakeChanged(False))
+    assert [c.key for c in commands if isinstance(c, Start)] == keys
+    assert feed(lifecycle, IntakeChanged(False)) == ()
+
+
+def test_an_attempt_that_waits_for_the_intake_can_be_stopped() -> None:
+    lifecycle = Lifecycle()
+    feed(lifecycle, IntakeChanged(True), assigned(), StopAsked(KEY, GRACE_NS))
+    end = ended(lifecycle)
+    assert (end.stopped, end.outcome.start_error) == (True, "")
+    assert feed(lifecycle, IntakeChanged(False)) == ()
+
+
+def test_an_open_intake_starts_nothing_in_an_agent_that_leaves() -> None:
+    lifecycle = Lifecycle()
+    feed(lifecycle, IntakeChanged(True), assigned((8, 1)), Leaving(GRACE_NS), assigned((9, 1)))
+    assert feed(lifecycle, IntakeChanged(False)) == ()
+    assert state_of(lifecycle, (9, 1)) is State.WAITING
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -349,6 +400,9 @@ def test_any_order_of_events_keeps_the_rules(seed: int) -> None:
             Acknowledged(chance.randint(0, lifecycle._sequence)),
             Welcomed(0, (key,)),
             LeaseLost(),
+            GuardAsked(key, ASK),
+            GuardKilled(key, KILL),
+            IntakeChanged(chance.random() < 0.5),
         ]
         if key in processes:
             events += StartSucceeded(key, 1, 1), StartFailed(key, "no")

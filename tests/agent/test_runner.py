@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import re
 import signal
 import subprocess
@@ -29,6 +30,9 @@ from support.processes import (
 from agent.cgroup1 import Cgroup1
 from agent.enforce import Enforcement
 from agent.group import Group
+from agent.guard import NodeView, Step, StepKind
+from agent.guarding import Guarding
+from agent.memory import MemoryReading
 from agent.runner import Exit, Launch, Runner, StartError
 from agent.watchdog import Watchdog
 
@@ -475,3 +479,51 @@ async def test_group_that_cannot_be_reached_once_is_ended_nevertheless(
         node.runner.kill(wanted.key)
         ended = await node.ended(wanted)
     assert ended.signal == signal.SIGKILL
+
+
+class AtRandom:
+    """A guard that freezes, thaws, asks and kills whomever it sees, at each look something else."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.steps = 0
+
+    def look(self, view: NodeView) -> tuple[Step, ...]:
+        kinds = (StepKind.FREEZE, StepKind.FREEZE, StepKind.THAW, StepKind.ASK, StepKind.KILL)
+        victims = [task for task in view.tasks if self.chance.random() < 0.5]
+        self.steps += len(victims)
+        return tuple(
+            Step(self.chance.choice(kinds), task.key, 0, 1, 0.0, None, None, 0, "by chance")
+            for task in victims
+        )
+
+    def next_look_ns(self, view: NodeView) -> int:
+        return 10_000_000
+
+
+async def test_a_guard_at_random_beside_a_busy_runner_leaves_every_attempt_one_end(
+    enforcement: Enforcement, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = AtRandom(1)
+    reading = MemoryReading(16 << 30, 8 << 30, 0, 0)
+    wanted = [
+        launch(tmp_path, task_id, "sh", "-c", "sleep 0.1 & sleep 0.05; wait")
+        for task_id in range(1, 41)
+    ]
+    async with opened(enforcement, parked=4) as node:
+        attempts = node.runner.attempts
+        guarding = Guarding(guard, attempts, lambda: reading, lambda step: None)
+        guarding.start()
+        try:
+            for one in wanted:
+                await node.runner.start(one)
+                node.runner.usage()
+                node.runner.freeze(one.key, bool(guard.chance.getrandbits(1)))
+            # Nobody is left frozen but at the user's word, and the guard kills those some time.
+            await until(lambda: len(node.exits) == len(wanted))
+        finally:
+            guarding.stop()
+        assert attempts.known() == ()
+    assert guard.steps > len(wanted) // 2
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == []

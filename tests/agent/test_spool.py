@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.attempt import Ended, OomCause, Outcome
+from agent.attempt import Ended, GuardStep, GuardStepKind, OomCause, Outcome
 from agent.spool import Spool, WorkDirRefused
 
 END = Ended(
@@ -20,6 +20,11 @@ END = Ended(
 )
 KILLED = Ended(Outcome(signal=9), OomCause.UNSPECIFIED, timed_out=False, stopped=True)
 
+STEP = GuardStep(
+    5, GuardStepKind.KILL, (4, 2), 95, 100, 1.5, 0.25, 3.0, task_memory_used_bytes=40, reason="é"
+)
+GUARDED = Ended(Outcome(signal=9), OomCause.GUARD, timed_out=False, stopped=False, guard=STEP)
+
 
 def reopened(spool: Spool, work_dir: Path) -> Spool:
     """Return the spool of the next life."""
@@ -29,10 +34,10 @@ def reopened(spool: Spool, work_dir: Path) -> Spool:
 
 def test_ends_are_read_back_in_the_order_of_their_attempts(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    for key, end in (((10, 1), KILLED), ((2, 3), END)):
+    for key, end in (((10, 1), KILLED), ((4, 2), GUARDED), ((2, 3), END)):
         spool.save(key, end)
     spool = reopened(spool, tmp_path)
-    assert spool.load() == [((2, 3), END), ((10, 1), KILLED)]
+    assert spool.load() == [((2, 3), END), ((4, 2), GUARDED), ((10, 1), KILLED)]
     spool.close()
 
 

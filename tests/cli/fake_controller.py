@@ -108,6 +108,7 @@ class FakeController(
         self.nodes: dict[str, types_pb2.Node] = {}
         self.alerts: list[types_pb2.Alert] = []
         self.rules: list[rule_pb2.Rule] = []
+        self.categories: dict[str, memory_pb2.Category] = {}
         self.pool = memory_pb2.Pool(capacity_bytes=64 << 20, used_bytes=1 << 20, tails_kept=True)
         self.refusals: list[task_pb2.NodeRefusal] = []
         # What happens to a task while it is watched: the states it goes through, in order.
@@ -298,6 +299,19 @@ class FakeController(
     ) -> memory_pb2.GetPoolResponse:
         self._trouble(context)
         return memory_pb2.GetPoolResponse(pool=self.pool)
+
+    def ListCategories(  # noqa: N802
+        self, request: memory_pb2.ListCategoriesRequest, context: grpc.ServicerContext
+    ) -> memory_pb2.ListCategoriesResponse:
+        found = [self.categories[name] for name in sorted(self.categories)]
+        return memory_pb2.ListCategoriesResponse(categories=found)
+
+    def GetCategory(  # noqa: N802
+        self, request: memory_pb2.GetCategoryRequest, context: grpc.ServicerContext
+    ) -> memory_pb2.GetCategoryResponse:
+        if request.name not in self.categories:
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"no category '{request.name}'", "NOT_FOUND")
+        return memory_pb2.GetCategoryResponse(category=self.categories[request.name])
 
     def _task(self, task_id: str, context: grpc.ServicerContext) -> types_pb2.Task:
         if task_id not in self.tasks:

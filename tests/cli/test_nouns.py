@@ -12,7 +12,7 @@ import grpc
 import pytest
 from cli.conftest import Mass
 from cli.fake_controller import GIB, FakeController, alert, node
-from mass.v1 import rule_pb2, types_pb2
+from mass.v1 import memory_pb2, rule_pb2, types_pb2
 
 from controller.cli import client
 from controller.cli.address import Address, parse_address, trusted_address
@@ -69,8 +69,51 @@ def test_json_of_a_node_has_stable_keys(mass: Mass, fake: FakeController) -> Non
         "gpus": 0,
         "gpus_used": 0,
         "drain_deadline": None,
+        "intake_stopped": False,
+        "guard_steps": [],
         "metrics": {"load1": 0.5, "mem_percent": 37.5},
     }
+
+
+def test_node_show_lists_what_its_guard_did(mass: Mass, fake: FakeController) -> None:
+    fake.nodes["n1"] = node("n1", intake_stopped=True, guard_steps=["12:00 KILL", "12:01 THAW"])
+    lines = mass("node", "show", "n1").out.splitlines()
+    assert lines[-3:] == ["guard", "  12:00 KILL", "  12:01 THAW"]
+    assert any(line.split() == ["intake", "stopped", "yes"] for line in lines)
+
+
+TRAIN = memory_pb2.Category(
+    name="train",
+    succeeded=5,
+    out_of_memory=1,
+    memory_peak_median_bytes=GIB,
+    memory_peak_p95_bytes=2 * GIB,
+    memory_peak_max_bytes=3 * GIB,
+    memory_declared_bytes=9 * GIB,
+    over_declared=4.5,
+    memory_size_bytes=2 * GIB,
+    memory_reason="from category: 5 runs",
+)
+
+
+def test_categories_are_a_table_of_what_was_learned(mass: Mass, fake: FakeController) -> None:
+    fake.categories = {"train": TRAIN, "new": memory_pb2.Category(name="new")}
+    header, new, train = mass("category", "list").out.splitlines()
+    assert header.split()[:2] == ["CATEGORY", "RUNS"]
+    assert new.split() == ["new", "0", "0", "0", "0", "-", "-", "-", "-", "-", "-", "0", "B"]
+    assert "4.5x" in train
+    assert train.rstrip().endswith("2 GiB")
+
+
+def test_category_is_shown_with_what_a_new_task_gets(mass: Mass, fake: FakeController) -> None:
+    fake.categories = {"train": TRAIN}
+    lines = mass("category", "show", "train").out.splitlines()
+    assert any(line.split() == ["memory", "size", "2", "GiB"] for line in lines)
+    assert any("from category: 5 runs" in line for line in lines)
+    (shown,) = mass("category", "list", "-o", "json").json
+    assert shown == mass("category", "show", "train", "-o", "json").json
+    assert (shown["runtime_median_seconds"], shown["over_declared"]) == (None, 4.5)
+    assert mass("category", "show", "x").err == "mass: no category 'x'\n"
 
 
 def test_node_show_lists_its_metrics(mass: Mass, fake: FakeController) -> None:

@@ -203,7 +203,8 @@ def test_waiting_for_many_gives_the_first_code_that_failed(
         ),
         (
             '{"command": ["a"], "x": 1}',
-            "unknown key 'x'; known are command, mem, mem-limit, cpus, name, category, priority, "
+            "unknown key 'x'; known are command, mem, mem-limit, mem-exact, oom-group, input, "
+            "input-size, cpus, name, category, priority, "
             "time, retries, no-requeue, env, cwd, array, after, key, constraint, spread, pack, "
             "gpus, hold, stdout, stderr, retry-delay",
         ),

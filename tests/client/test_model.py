@@ -45,7 +45,7 @@ def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         array="1-3",
         array_running_max=2,
         mem_exact=True,
-        input_bytes="1KiB",
+        input_size="1KiB",
         oom_group=True,
     )
     message = types_pb2.TaskSpec(

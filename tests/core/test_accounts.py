@@ -20,7 +20,7 @@ BEGIN_NS = 1_700_000_000 * SECOND_NS
 
 def of(user: str, gib: int = 4) -> Task:
     made = task(1)
-    return replace(made, user=user, spec=replace(made.spec, memory_request_bytes=gib * GIB))
+    return replace(made, user=user, memory_size_bytes=gib * GIB)
 
 
 def passes(accounts: Accounts, begin_ns: int, days: float, half_life_ns: int = DAY_NS) -> int:

@@ -18,7 +18,13 @@ GIB = 1 << 30
 def running(task_id: int, limit_ns: int | None, since_ns: int = 0, gib: int = 1) -> Task:
     made = task(task_id)
     spec = replace(made.spec, memory_request_bytes=gib * GIB, cpus=1.0, time_limit_ns=limit_ns)
-    return replace(made, spec=spec, assigned_at_ns=since_ns, started_at_ns=since_ns)
+    return replace(
+        made,
+        spec=spec,
+        memory_size_bytes=gib * GIB,
+        assigned_at_ns=since_ns,
+        started_at_ns=since_ns,
+    )
 
 
 def free(gib: int, *tasks: Task, cpus: float = 1.0, left: float = 8.0) -> int | None:

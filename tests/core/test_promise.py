@@ -29,6 +29,7 @@ class Row:
     growth: int = 0
     there: bool = True
     measured: bool = True
+    freed: int = 0  # by tasks that have ended since the sample
 
     @property
     def charged(self) -> int:
@@ -55,6 +56,7 @@ def view(rows: list[Row]) -> MemoryView:
         reserved=column("reserved"),
         charged=column("charged"),
         tasks_used=column("used"),
+        freed=column("freed"),
         growth_per_second=column("growth"),
         machines_shared=len(machines) < int(there.sum()),
     )
@@ -69,7 +71,7 @@ def promised(rows: list[Row], index: int) -> tuple[int, int]:
         return 0, -1
     newest = max(measured, key=lambda mate: (mate.sampled_at, rows.index(mate)))
     used = newest.total - newest.available
-    foreign = max(0, used - sum(mate.used for mate in mates))
+    foreign = max(0, used - sum(mate.used + mate.freed for mate in mates))
     reserve = max(RESERVE_MIN, int(newest.total * 0.05))
     own = row.capacity - row.charged
     machine = newest.total - reserve - foreign - sum(mate.charged for mate in mates)

@@ -48,12 +48,18 @@ def spec(
     constraint: str = "",
     gpus: int = 0,
     pack: bool = False,
+    exact: bool = False,
+    category: str = "",
+    input_size: str | int | None = None,
 ) -> TaskSpec:
-    """Return what a user asks for."""
+    """Return what a user asks for; `mem="auto"` declares nothing."""
+    declared = mem != "auto"
+    if not declared:
+        mem = "1GiB"
     return TaskSpec(
         command=(name,),
         name=name,
-        category=name,
+        category=category or name,
         memory_request_bytes=size(mem),
         memory_limit_bytes=None if limit is None else size(limit),
         cpus=cpus,
@@ -69,6 +75,9 @@ def spec(
         constraint=constraint,
         gpus=gpus,
         preference=Preference.PACK if pack else Preference.SPREAD,
+        memory_declared=declared,
+        memory_exact=exact,
+        input_bytes=None if input_size is None else size(input_size),
     )
 
 

@@ -203,6 +203,7 @@ class FakeRunner:
         self.refuse: str | None = None
         self.hold: asyncio.Event | None = None
         self.usage_reads = 0
+        self.capacity_bytes: int | None = None
 
     async def open(self) -> None:
         """Nothing to make ready."""
@@ -244,9 +245,18 @@ class FakeRunner:
         """Return the attempts that the test has not ended."""
         return frozenset(self.used)
 
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Note the capacity."""
+        self.capacity_bytes = capacity_bytes
+
     def end(
         self, key: Key, exit_code: int | None = None, signal: int | None = None, oom_kills: int = 0
     ) -> None:
         """End an attempt; once only."""
         if self.used.pop(key, None) is not None:
-            self._on_exit(Exit(key, exit_code, signal, 5 << 20, oom_kills, 1_000, 2_000, None))
+            self._on_exit(
+                Exit(
+                    key, exit_code, signal, 5 << 20, oom_kills, 1_000, 2_000, None,
+                    own_limit=oom_kills > 0,
+                )
+            )  # fmt: skip

@@ -225,6 +225,9 @@ class Harness:
             reservations=tuple(saved.reservations[i] for i in sorted(saved.reservations)),
             next_reservation_id=max(saved.reservation_ids, default=0) + 1,
         )
+        self.cluster.learn(
+            sorted(saved.attempts.values(), key=lambda a: (a.ended_at_ns, a.task_id, a.number))
+        )
         return self.cycle()
 
     # --- nodes ---
@@ -281,6 +284,7 @@ class Harness:
         tasks: Mapping[int, str | int] | None = None,
         growth: float | None = None,
         cycle: bool = True,
+        intake_stopped: bool = False,
     ) -> list[Command]:
         """Send one sample of a node through the wire's own code, and run the cycle it asks for.
 
@@ -297,6 +301,7 @@ class Harness:
             task_ids=readings,
             task_attempts=[known[i].attempt if i in known else 1 for i in readings],
             task_memory_used_bytes=readings.values(),
+            intake_stopped=intake_stopped,
         )
         if growth is not None:
             message.memory_growth_bytes_per_second = growth

@@ -143,6 +143,10 @@ specs = st.builds(
     ).map(tuple),
     array=words,
     array_running_max=integers,
+    memory_declared=st.booleans(),
+    memory_exact=st.booleans(),
+    input_bytes=st.none() | integers,
+    oom_group=st.booleans(),
 )
 tasks = st.builds(
     Task,
@@ -172,6 +176,13 @@ tasks = st.builds(
     not_before_ns=integers,
     gpu_indexes=st.lists(integers, max_size=3).map(tuple),
     priority_set=st.none() | signed,
+    memory_size_bytes=integers,
+    memory_expected_peak_bytes=integers,
+    memory_elastic=st.booleans(),
+    memory_reason=words,
+    memory_reached_bytes=integers,
+    memory_spared=integers,
+    guard_kills=integers,
 )
 
 
@@ -205,6 +216,10 @@ attempts = st.builds(
     memory_limit_bytes=st.none() | integers,
     oom_cause=st.sampled_from(OomCause),
     reason=words,
+    category=words,
+    input_bytes=st.none() | integers,
+    declared_bytes=st.none() | integers,
+    memory_size_bytes=integers,
 )
 nodes = st.builds(
     Node,

@@ -65,7 +65,7 @@ class MemoryStore:
         self.gate = asyncio.Event()
         self.gate.set()
         self.commit_count = 0
-        self._submissions_kept = limits.submissions_kept
+        self._limits = limits
         self._closed = False
 
     @classmethod
@@ -79,7 +79,7 @@ class MemoryStore:
         self._check_open()
         disk = self.disk
         submissions = sorted(disk.submissions.values(), key=lambda value: value.first_task_id)
-        kept = len(submissions) - self._submissions_kept
+        kept = len(submissions) - self._limits.submissions_kept
         return Stored(
             tasks=tuple(task for _, task in sorted(disk.tasks.items()) if not task.ended),
             nodes=tuple(node for _, node in sorted(disk.nodes.items())),
@@ -89,7 +89,26 @@ class MemoryStore:
             reservations=tuple(value for _, value in sorted(disk.reservations.items())),
             next_reservation_id=disk.next_reservation_id,
             cluster_id=disk.cluster_id,
+            attempts=self._latest_attempts(),
         )
+
+    def _latest_attempts(self) -> tuple[Attempt, ...]:
+        def order(one: Attempt) -> tuple[int, int, int]:
+            return one.ended_at_ns, one.task_id, one.number
+
+        by_category: dict[str, list[Attempt]] = {}
+        for one in sorted(self.disk.attempts.values(), key=order):
+            if one.category:
+                by_category.setdefault(one.category, []).append(one)
+        latest = sorted(
+            by_category.values(), key=lambda ones: (ones[-1].ended_at_ns, ones[-1].category)
+        )
+        found = [
+            one
+            for ones in latest[-self._limits.categories_max :]
+            for one in ones[-self._limits.category_attempts_max :]
+        ]
+        return tuple(sorted(found, key=order))
 
     async def commit(self, saves: Sequence[Save]) -> None:
         self._check_open()
@@ -173,7 +192,8 @@ class MemoryStore:
         disk.attempts = {k: v for k, v in disk.attempts.items() if k[0] not in forgotten}
         disk.outputs = {k: v for k, v in disk.outputs.items() if k[0] not in forgotten}
         newest = sorted(disk.submissions.values(), key=lambda value: -value.first_task_id)
-        disk.submissions = {value.request_id: value for value in newest[: self._submissions_kept]}
+        kept = newest[: self._limits.submissions_kept]
+        disk.submissions = {value.request_id: value for value in kept}
         return len(forgotten)
 
     async def backup(self, path: Path) -> None:

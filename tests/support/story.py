@@ -23,6 +23,7 @@ from controller.core.commands import (
     Command,
     ForgetNode,
     ForgetReservation,
+    NoteGuardStep,
     Notify,
     Reply,
     SaveAlert,
@@ -39,11 +40,16 @@ from controller.core.commands import (
     SendWelcome,
 )
 from controller.core.errors import MassError
+from controller.core.events import GuardActed
+from controller.core.explain_memory import step_text
 from controller.core.limits import Limits
 from controller.core.model import (
     Dependency,
     DependencyKind,
+    GuardStep,
+    GuardStepKind,
     KnownAttempt,
+    MemoryLimits,
     MemoryReservation,
     Node,
     OomCause,
@@ -127,8 +133,12 @@ class Story:
     def _do_limits(self, plain: list[str], words: Words) -> list[str]:
         times = {f.name for f in fields(Limits) if f.name.endswith("_ns")}
         values: dict[str, Any] = {
-            key: span(value) if key in times else int(value) for key, value in words.items()
+            key: span(value) if key in times else int(value)
+            for key, value in words.items()
+            if key != "memory_limits"
         }
+        if "memory_limits" in words:
+            values["memory_limits"] = MemoryLimits(words["memory_limits"])
         self._limits = replace(self._limits, **values)
         return ["ok"]
 
@@ -172,6 +182,30 @@ class Story:
         growth = size(words["growth"]) if "growth" in words else None
         self.world.sample(node, used=words.get("used", "0B"), tasks=tasks, growth=growth)
 
+    def _do_guard(self, plain: list[str], words: Words) -> None:
+        """A node's guard does something to a task (0: to the node)."""
+        node, kind = plain
+        task_id = int(words.get("task", "0"))
+        step = GuardStep(
+            self.world.now_ns,
+            GuardStepKind[kind],
+            task_id,
+            self.world.task(task_id).attempt if task_id else 0,
+            size(words.get("used", "0B")),
+            size(words.get("limit", "0B")),
+            float(size(words.get("growth", "0B"))),
+            float(words["full"]) if "full" in words else None,
+            None,
+            size(words.get("uses", "0B")),
+            words.get("reason", ""),
+        )
+        self.world.turn(GuardActed(self.world.now_ns, node, (step,)))
+
+    def _do_stop_intake(self, plain: list[str], words: Words) -> None:
+        """A node's sample says that its guard wants no new task."""
+        (node,) = plain
+        self.world.sample(node, used=words.get("used", "0B"), intake_stopped=True)
+
     def _do_leave(self, plain: list[str], words: Words) -> None:
         self.world.leave(plain[0])
 
@@ -196,6 +230,7 @@ class Story:
             requeue="no-requeue" not in plain,
             hold="hold" in plain,
             pack="pack" in plain,
+            exact="exact" in plain,
             **options,
         )
         self.world.submit(*[wanted] * count, request_id=request_id, user=user)
@@ -408,14 +443,21 @@ def _sent(command: Command) -> str:
             return f"sent {node_id} welcome, acknowledged {sequence}{gone}"
         case SendAssignment(node_id, task):
             assert task.state is TaskState.ASSIGNED
-            limit = gibibytes(task.memory_limit_bytes or 0)
-            return f"sent {node_id} assign {task.id}/{task.attempt} limit {limit}"
+            limit = f"limit {gibibytes(task.memory_limit_bytes or 0)}"
+            if task.memory_elastic:
+                own = f", {limit}" if task.memory_limit_bytes else ""
+                peak = gibibytes(task.memory_expected_peak_bytes)
+                size_text = gibibytes(task.memory_size_bytes)
+                limit = f"elastic {size_text}, expected peak {peak}{own}"
+            return f"sent {node_id} assign {task.id}/{task.attempt} {limit}"
         case SendStop(node_id, task_id, number, grace_ns):
             return f"sent {node_id} stop {task_id}/{number} grace {grace_ns / 1e9:g} s"
         case SendFreeze(node_id, task_id, number, paused):
             return f"sent {node_id} {'pause' if paused else 'resume'} {task_id}/{number}"
         case SendAcknowledgement(node_id, sequence):
             return f"sent {node_id} acknowledge {sequence}"
+        case NoteGuardStep(node_id, step):
+            return f"noted guard of {node_id}: {step_text(step)}"
         case Reply(value):
             named = isinstance(value, Node | MemoryReservation)
             return f"replied {value.id if named else value}"  # type: ignore[attr-defined]

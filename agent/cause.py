@@ -1,0 +1,72 @@
+"""Whose doing an end for want of memory was.
+
+Owns the decision; each cause has its own answer in the controller. The rules kept: the kernel's
+counter tells a kernel kill and an exit code never does; what the agent itself ended for another
+reason is nobody else's doing; an end with exit code 0 is an end in good order, whoever asked.
+
+Pure: no clock, no IO.
+"""
+
+from __future__ import annotations
+
+from agent.attempt import Evidence, GuardStep, GuardStepKind, OomCause, Outcome
+
+SIGKILL = 9
+SIGTERM = 15
+TERMINATED = 128 + SIGTERM  # what a shell exits with when SIGTERM has ended its child
+# A program that was asked to end and fails within this time failed for being asked. One that
+# ignored it, and fails later, failed by itself; death by SIGTERM counts at any time.
+ASK_COUNTS_NS = 30_000_000_000
+
+
+def judge(
+    outcome: Outcome,
+    evidence: Evidence,
+    *,
+    guard: GuardStep | None = None,
+    ended_by_agent: bool = False,
+) -> tuple[OomCause, GuardStep | None]:
+    """Return the cause, and the guard's step when it was that one.
+
+    `guard` is the last step by which the guard wanted the attempt ended, `ended_by_agent` tells
+    a stop, a time limit or a lost lease.
+    """
+    if outcome.start_error:
+        return OomCause.UNSPECIFIED, None
+    if guard is not None and _ended_by_guard(outcome, guard):
+        return OomCause.GUARD, guard
+    if outcome.oom_kill_count > 0:
+        return _killed_by_kernel(outcome, evidence), None
+    if not ended_by_agent and _ended_outside(outcome, evidence):
+        return OomCause.OUTSIDE, None
+    return OomCause.UNSPECIFIED, None
+
+
+def _ended_by_guard(outcome: Outcome, guard: GuardStep) -> bool:
+    if outcome.exit_code == 0:
+        return False  # done before the signal came, or ended in good order when asked
+    if guard.kind is GuardStepKind.KILL:
+        return True
+    if outcome.signal == SIGTERM or outcome.exit_code == TERMINATED:
+        return True
+    return outcome.ended_at_ns - guard.taken_at_ns <= ASK_COUNTS_NS
+
+
+def _killed_by_kernel(outcome: Outcome, evidence: Evidence) -> OomCause:
+    """Tell which kernel kill it was, and whether it ended the attempt.
+
+    A shell may have lost a child and have gone on to a good end.
+    """
+    if outcome.exit_code == 0:
+        return OomCause.CHILD_ONLY
+    if outcome.signal != SIGKILL and outcome.exit_code is None:
+        return OomCause.UNSPECIFIED  # it ended of another signal, or nobody knows of what
+    if evidence.node_full and not evidence.own_limit:
+        return OomCause.BYSTANDER
+    return OomCause.OWN_LIMIT
+
+
+def _ended_outside(outcome: Outcome, evidence: Evidence) -> bool:
+    if evidence.oomd_kill and outcome.exit_code != 0:
+        return True
+    return evidence.memory_short and outcome.signal in (SIGKILL, SIGTERM)

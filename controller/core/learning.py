@@ -1,0 +1,279 @@
+"""What is known of the memory of categories, and the sizes that follow from it.
+
+Fed by ended attempts and by samples of running ones, in the order in which they come; asked for the
+size of a need once for each change of what is known, however many tasks wait with it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from controller.core.growth import (
+    Curves,
+    Expectation,
+    GrowthPolicy,
+    Running,
+    expected_first,
+    reserved_first,
+    reserved_now,
+)
+from controller.core.limits import SECOND_NS, Limits
+from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskState
+from controller.core.needs import Need, rounded_up
+from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
+
+RUNTIMES_MAX = 32  # of a category, the latest
+OFFER_KEPT_NS = 30 * SECOND_NS
+DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
+# A size from one of these is a guess about a category of which nothing was seen.
+GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
+# Ends that say that the task needs more than it had.
+OWN_FAULTS = frozenset({OomCause.OWN_LIMIT, OomCause.CHILD_ONLY})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How much memory is set aside for a need, and which numbers led to it."""
+
+    size_bytes: int  # to set aside at the start
+    expected_peak_bytes: int  # 0: nothing is known
+    basis: Basis
+    reason: str
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How the attempts of a category ended."""
+
+    succeeded: int = 0
+    failed: int = 0  # by themselves
+    out_of_memory: int = 0  # at a limit of their own
+    spared: int = 0  # for want of memory, by no fault of theirs
+    runtimes_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RUNTIMES_MAX))
+
+
+@dataclass(slots=True)
+class _Clock:
+    """How long an attempt has run, without the time it was paused or frozen."""
+
+    seen_ns: int
+    elapsed_ns: int = 0
+    first_bytes: int = 0
+    peak_bytes: int = 0
+    frozen: bool = False  # by the guard
+
+
+class Learning:
+    """Sizes by category. Bounded by categories_max and the number of placed tasks."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.sizing = Sizing(SizingLimits(categories_max=limits.categories_max))
+        self.curves = Curves()
+        self.reconfigure(limits)
+        self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
+        self.memory_max_bytes = 0  # what a node could give lately; 0: not known
+        self._offered: tuple[int, int, int] = (0, 0, 0)  # since when, the most since, and before
+        self._clocks: dict[tuple[int, int], _Clock] = {}
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Go on with other limits; what was decided by the others is decided anew."""
+        self.limits = limits
+        self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
+        self.curves.policy = self.policy
+        self._decisions: dict[Need, tuple[tuple[int, int], Decision]] = {}
+
+    def offer(self, now_ns: int, largest_bytes: int) -> None:
+        """Take in the most that some node could give with no task on it, now.
+
+        Sizes go no further than the most of the last while: what others use on a node for a moment,
+        or a task that has just ended, must not make every size small.
+        """
+        since_ns, most, before = self._offered
+        if now_ns - since_ns >= OFFER_KEPT_NS:
+            since_ns, before, most = now_ns, most, 0
+        most = max(most, largest_bytes)
+        self._offered = (since_ns, most, before)
+        self.memory_max_bytes = max(most, before)
+
+    # --- asking ---
+
+    def decide(self, need: Need) -> Decision:
+        """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
+        stamp = (self.sizing.version(need.category), self.memory_max_bytes)
+        known = self._decisions.get(need)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        if len(self._decisions) >= DECISIONS_KEPT_MAX:
+            self._decisions.clear()
+        decision = self._decide(need)
+        self._decisions[need] = (stamp, decision)
+        return decision
+
+    def size_bytes(self, need: Need) -> int:
+        """Return what a need's next attempt has set aside at its start."""
+        return self.decide(need).size_bytes
+
+    def is_guess(self, need: Need) -> bool:
+        """Say whether nothing of its category was seen, so that one task should go ahead."""
+        return not need.reached_bytes and self.decide(need).basis in GUESSES
+
+    def _decide(self, need: Need) -> Decision:
+        ask = Ask(need.category, need.input_bytes, need.declared_bytes)
+        most_bytes = self.memory_max_bytes or self.limits.memory_request_max_bytes
+        if need.reached_bytes:
+            size = self.sizing.size_after_out_of_memory(
+                ask, need.reached_bytes, need.failures, most_bytes
+            )
+        else:
+            size = self.sizing.size(ask, most_bytes)
+        expected = self._expected_first(ask)
+        size_bytes, reason = size.memory_bytes, f"from {size.basis.value}: {size.reason}"
+        if self.limits.memory_limits is MemoryLimits.ELASTIC:
+            size_bytes, told = self._elastic(need, size, expected)
+            reason += told
+        size_bytes = min(max(size_bytes, need.used_bytes), most_bytes)
+        if need.limit_bytes is not None and size_bytes > need.limit_bytes:
+            size_bytes = need.limit_bytes
+            reason += "; no more than its own limit"
+        if size.basis is Basis.DECLARED and (need.declared_bytes or 0) > most_bytes:
+            # Its user may know better than we: it waits for a larger node, and says so.
+            size_bytes = need.declared_bytes or 0
+        peak_bytes = max(expected.peak_bytes, need.used_bytes)
+        return Decision(size_bytes, peak_bytes, size.basis, reason)
+
+    def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
+        """Return what is set aside at first of a size that a task may outgrow, and why."""
+        if need.reached_bytes:
+            return size.memory_bytes, ""
+        first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
+        if need.whole:
+            whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
+            return whole_bytes, "; all it is expected to use, as the guard ended it before"
+        share = 100.0 * self.policy.rest_share
+        return first_bytes, f"; {share:.0f} % of what is expected is set aside at first"
+
+    def _expected_first(self, ask: Ask) -> Expectation:
+        return expected_first(self.sizing.peaks(ask), self.policy)
+
+    # --- learning ---
+
+    def started(self, task: Task, now_ns: int) -> None:
+        """Begin to follow an attempt whose process runs."""
+        key = (task.id, task.attempt)
+        self.curves.started(key, task.spec.category)
+        self._clocks[key] = _Clock(now_ns, first_bytes=task.memory_size_bytes)
+
+    def freeze(self, key: tuple[int, int], frozen: bool) -> None:
+        """Note that the guard froze an attempt, or let it go on."""
+        clock = self._clocks.get(key)
+        if clock is not None:
+            clock.frozen = frozen
+
+    def follow(self, task: Task, used_bytes: int, now_ns: int) -> int | None:
+        """Take in what a running attempt uses; return what to have set aside for it now.
+
+        None leaves it as it is: its size is fixed.
+        """
+        key = (task.id, task.attempt)
+        clock = self._clocks.get(key)
+        if clock is None:
+            if not task.started_at_ns:
+                return None
+            self.started(task, task.started_at_ns)  # the controller has begun anew meanwhile
+            clock = self._clocks[key]
+        if task.state is TaskState.RUNNING and not clock.frozen:
+            clock.elapsed_ns += max(0, now_ns - clock.seen_ns)
+        clock.seen_ns = now_ns
+        clock.peak_bytes = max(clock.peak_bytes, used_bytes)
+        self.curves.observe(key, clock.elapsed_ns, used_bytes)
+        ask = sizing_ask(task)
+        is_pilot = not self._runs(task.spec.category)
+        if is_pilot and now_ns - task.started_at_ns >= self.limits.pilot_ns:
+            self.sizing.observe_live(ask, clock.peak_bytes, clock.elapsed_ns)
+        if not task.memory_elastic:
+            return None
+        expected = self.curves.expect(key, self.sizing.peaks(ask))
+        running = Running(clock.first_bytes, used_bytes, whole=task.guard_kills > 0)
+        return reserved_now(running, expected, self.policy)
+
+    def ended(self, task: Task, attempt: Attempt) -> None:
+        """Learn from an ended attempt, and follow it no more."""
+        key = (task.id, task.attempt)
+        self._clocks.pop(key, None)
+        whole = attempt.outcome is TaskState.SUCCEEDED
+        self.curves.ended(key, whole, attempt.memory_peak_bytes)
+        self.observe(attempt)
+
+    def observe(self, attempt: Attempt) -> None:
+        """Learn from an attempt as it is kept; at the start from those of before."""
+        if not attempt.category:
+            return
+        outcomes = self._outcomes(attempt.category)
+        ask = Ask(
+            attempt.category,
+            None if attempt.input_bytes is None else rounded_up(attempt.input_bytes),
+            attempt.declared_bytes,
+        )
+        peak_bytes = attempt.memory_peak_bytes
+        match attempt.outcome:
+            case TaskState.SUCCEEDED:
+                outcomes.succeeded += 1
+                runtime_ns = max(1, attempt.ended_at_ns - attempt.started_at_ns)
+                if peak_bytes > 0 and attempt.started_at_ns:
+                    outcomes.runtimes_ns.append(runtime_ns)
+                    self.sizing.observe(ask, peak_bytes, runtime_ns)
+            case TaskState.OUT_OF_MEMORY if attempt.oom_cause in OWN_FAULTS:
+                outcomes.out_of_memory += 1
+                reached_bytes = reached(attempt)
+                if reached_bytes > 0:
+                    self.sizing.observe_out_of_memory(ask, reached_bytes)
+            case TaskState.OUT_OF_MEMORY:
+                outcomes.spared += 1
+            case TaskState.FAILED:
+                outcomes.failed += 1
+
+    def forget(self, task: Task) -> None:
+        """Follow an attempt no more of which nobody tells how it ended."""
+        key = (task.id, task.attempt)
+        self._clocks.pop(key, None)
+        self.curves.ended(key, False)
+
+    def _runs(self, category: str) -> int:
+        known = self.outcomes.get(category)
+        return known.succeeded if known is not None else 0
+
+    def _outcomes(self, category: str) -> Outcomes:
+        known = self.outcomes.get(category)
+        if known is None:
+            if len(self.outcomes) >= self.limits.categories_max:
+                self.outcomes.popitem(last=False)
+            known = self.outcomes[category] = Outcomes()
+        self.outcomes.move_to_end(category)
+        return known
+
+    def check(self, placed: set[tuple[int, int]]) -> None:
+        """Assert that nothing is followed but the placed attempts."""
+        assert self._clocks.keys() <= placed
+        assert len(self.outcomes) <= self.limits.categories_max
+
+
+def reached(attempt: Attempt) -> int:
+    """Return the most an attempt reached that memory ended: its peak, or the limit it hit.
+
+    The kernel ends it within a page of its limit, and a peak that was sampled may have missed it.
+    """
+    limit_bytes = attempt.memory_limit_bytes or 0
+    if attempt.oom_cause in OWN_FAULTS:
+        return max(attempt.memory_peak_bytes, limit_bytes)
+    return attempt.memory_peak_bytes
+
+
+def sizing_ask(task: Task) -> Ask:
+    """Return what sizing is asked about a task."""
+    spec = task.spec
+    return Ask(
+        spec.category,
+        None if spec.input_bytes is None else rounded_up(spec.input_bytes),
+        spec.memory_request_bytes if spec.memory_declared else None,
+    )

@@ -1,0 +1,73 @@
+"""Whose doing an end was: the table of what was seen and what follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.attempt import Evidence, GuardStep, GuardStepKind, OomCause, Outcome
+from agent.cause import ASK_COUNTS_NS, judge
+
+ASK = GuardStep(0, GuardStepKind.ASK, (1, 1), 90, 100)
+KILL = GuardStep(0, GuardStepKind.KILL, (1, 1), 90, 100)
+SOON, LATE = ASK_COUNTS_NS, ASK_COUNTS_NS + 1
+
+NOTHING = Evidence()
+OWN = Evidence(own_limit=True)
+FULL = Evidence(node_full=True)
+BOTH = Evidence(own_limit=True, node_full=True)
+SHORT = Evidence(memory_short=True)
+OOMD = Evidence(oomd_kill=True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "evidence", "guard", "ended_by_agent", "cause"),
+    [
+        # The kernel's counter tells, and never the exit code.
+        (Outcome(signal=9), NOTHING, None, False, OomCause.UNSPECIFIED),
+        (Outcome(exit_code=137), NOTHING, None, False, OomCause.UNSPECIFIED),
+        (Outcome(signal=9, oom_kill_count=1), NOTHING, None, False, OomCause.OWN_LIMIT),
+        (Outcome(signal=9, oom_kill_count=1), OWN, None, False, OomCause.OWN_LIMIT),
+        (Outcome(exit_code=1, oom_kill_count=2), OWN, None, False, OomCause.OWN_LIMIT),
+        (Outcome(signal=9, oom_kill_count=1), FULL, None, False, OomCause.BYSTANDER),
+        (Outcome(exit_code=137, oom_kill_count=1), FULL, None, False, OomCause.BYSTANDER),
+        (Outcome(signal=9, oom_kill_count=2), BOTH, None, False, OomCause.OWN_LIMIT),
+        (Outcome(exit_code=0, oom_kill_count=1), OWN, None, False, OomCause.CHILD_ONLY),
+        (Outcome(exit_code=0, oom_kill_count=1), FULL, None, False, OomCause.CHILD_ONLY),
+        (Outcome(signal=15, oom_kill_count=1), OWN, None, False, OomCause.UNSPECIFIED),
+        # A stop does not take back that the kernel killed.
+        (Outcome(signal=9, oom_kill_count=1), OWN, None, True, OomCause.OWN_LIMIT),
+        # The guard, when it is what ended it.
+        (Outcome(signal=9), NOTHING, KILL, False, OomCause.GUARD),
+        (Outcome(signal=9, oom_kill_count=1), OWN, KILL, False, OomCause.GUARD),
+        (Outcome(exit_code=137), NOTHING, KILL, False, OomCause.GUARD),
+        (Outcome(exit_code=0), NOTHING, KILL, False, OomCause.UNSPECIFIED),
+        (Outcome(signal=15, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.GUARD),
+        (Outcome(exit_code=143, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.GUARD),
+        (Outcome(exit_code=1, ended_at_ns=SOON), NOTHING, ASK, False, OomCause.GUARD),
+        (Outcome(exit_code=1, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.UNSPECIFIED),
+        (Outcome(exit_code=0, ended_at_ns=SOON), NOTHING, ASK, False, OomCause.UNSPECIFIED),
+        (Outcome(signal=9, oom_kill_count=1, ended_at_ns=LATE), FULL, ASK, False,
+         OomCause.BYSTANDER),
+        # Another killer: a signal that nobody here sent, while memory was short.
+        (Outcome(signal=9), SHORT, None, False, OomCause.OUTSIDE),
+        (Outcome(signal=15), SHORT, None, False, OomCause.OUTSIDE),
+        (Outcome(signal=11), SHORT, None, False, OomCause.UNSPECIFIED),
+        (Outcome(exit_code=137), SHORT, None, False, OomCause.UNSPECIFIED),
+        (Outcome(signal=9), SHORT, None, True, OomCause.UNSPECIFIED),
+        (Outcome(signal=9), OOMD, None, False, OomCause.OUTSIDE),
+        (Outcome(exit_code=137), OOMD, None, False, OomCause.OUTSIDE),
+        (Outcome(exit_code=0), OOMD, None, False, OomCause.UNSPECIFIED),
+        # What never ran was ended by nobody.
+        (Outcome(start_error="exec: no"), SHORT, KILL, False, OomCause.UNSPECIFIED),
+    ],
+)  # fmt: skip
+def test_each_end_has_its_cause(
+    outcome: Outcome,
+    evidence: Evidence,
+    guard: GuardStep | None,
+    ended_by_agent: bool,
+    cause: OomCause,
+) -> None:
+    found, step = judge(outcome, evidence, guard=guard, ended_by_agent=ended_by_agent)
+    assert found is cause
+    assert step == (guard if cause is OomCause.GUARD else None)

@@ -1,0 +1,221 @@
+"""Sizes follow what is learned, once for each change of it; causes decide what is learned."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.builders import size, spec, task
+from support.harness import SMALL, Harness
+
+from controller.core.learning import Learning, sizing_ask
+from controller.core.limits import GIB, MIB, SECOND_NS
+from controller.core.model import MemoryLimits, OomCause, TaskState
+from controller.core.needs import INPUT_BITS, need_of, rounded_up
+from controller.core.sizing import Basis
+
+ELASTIC = replace(SMALL, memory_limits=MemoryLimits.ELASTIC)
+AUTO = spec("auto", name="train")
+
+
+def run(world: Harness, *, peak: str, seconds: int = 10, **fields: object) -> int:
+    """Submit a task of the category `train`, let it run and end well; return its id."""
+    (task_id,) = world.submit(spec(**{"mem": "auto", "name": "train", **fields}))  # type: ignore[arg-type]
+    world.started(task_id)
+    world.advance(f"{seconds}s")
+    world.sample("n1")
+    world.ended(task_id, peak=peak)
+    return task_id
+
+
+@pytest.mark.parametrize("limits", [SMALL, ELASTIC], ids=["strict", "elastic"])
+def test_fifth_run_without_a_size_is_sized_within_30_percent_of_its_need(limits: object) -> None:
+    need_bytes = 3 * GIB
+    with Harness(limits) as world:  # type: ignore[arg-type]
+        world.ready("n1", total="32GiB")
+        for _ in range(4):
+            run(world, peak="3GiB")
+        (fifth,) = world.submit(AUTO)
+        placed = world.task(fifth)
+        expected = placed.memory_expected_peak_bytes
+        assert abs(expected - need_bytes) <= 0.3 * need_bytes
+        if limits is SMALL:
+            assert abs(placed.memory_size_bytes - need_bytes) <= 0.3 * need_bytes
+            assert placed.memory_limit_bytes == placed.memory_size_bytes
+        assert "4 runs" in placed.memory_reason
+
+
+def test_burst_of_a_known_category_is_sized_once_for_each_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Harness(replace(SMALL, tasks_open_max=5_000, tasks_running_max=4)) as world:
+        world.ready("n1", total="32GiB")
+        run(world, peak="1GiB")
+        sizing, asked = world.cluster.learning.sizing, []
+        real = sizing.size
+
+        def counted(*arguments: object) -> object:
+            asked.append(arguments)
+            return real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(sizing, "size", counted)
+        ids = world.submit(*[AUTO] * 2_000)
+        for _ in range(5):
+            world.cycle()
+        assert len(asked) <= 1
+        world.started(ids[0])
+        world.ended(ids[0], peak="2GiB")
+        assert len(asked) <= 2
+
+
+def test_waiting_tasks_follow_what_is_learned_meanwhile() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        run(world, peak="1GiB")
+        world.cordon("n1")
+        (waiting,) = world.submit(AUTO)
+        before = world.cluster.queue.shape(waiting).memory_request_bytes
+        for _ in range(3):
+            world.cluster.learning.sizing.observe(
+                sizing_ask(world.task(waiting)), 6 * GIB, 10 * SECOND_NS
+            )
+        assert world.cluster.queue.shape(waiting).memory_request_bytes > before
+
+
+def test_out_of_memory_is_a_lower_bound_at_once() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        first, second = world.submit(AUTO, AUTO)
+        world.started(first)
+        world.ended(first, signal=9, oom_kills=1, peak="1GiB")
+        assert world.task(first).state is TaskState.ASSIGNED
+        assert world.task(first).memory_size_bytes >= 1.5 * GIB
+        world.ended(first, peak="1.6GiB")
+        assert world.task(second).memory_size_bytes > GIB
+
+
+def test_each_requeue_for_memory_asks_at_least_half_as_much_more() -> None:
+    with Harness() as world:
+        world.ready("n1", total="1024GiB")
+        (task_id,) = world.submit(AUTO)
+        sizes = []
+        while not world.task(task_id).ended:
+            limit = world.task(task_id).memory_limit_bytes
+            assert limit is not None
+            sizes.append(limit)
+            world.ended(task_id, signal=9, oom_kills=1, peak=limit)
+        assert len(sizes) == 1 + world.limits.memory_requeues_max
+        assert all(after >= 1.5 * before for before, after in itertools.pairwise(sizes))
+        assert world.task(task_id).memory_requeues == world.limits.memory_requeues_max
+
+
+@pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD, OomCause.OUTSIDE])
+def test_end_by_no_fault_of_its_own_costs_a_task_nothing(cause: OomCause) -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        (task_id,) = world.submit(spec("1GiB"))
+        for count in range(1, 20):
+            world.ended(task_id, signal=9, oom_kills=1, cause=cause, peak="900MiB")
+            world.advance("1s")
+            again = world.task(task_id)
+            assert again.state is TaskState.ASSIGNED
+            assert (again.memory_spared, again.memory_requeues, again.failures) == (count, 0, 0)
+            assert again.memory_size_bytes == GIB
+        assert again.guard_kills == (19 if cause is OomCause.GUARD else 0)
+
+
+def test_guard_kill_sets_all_aside_that_is_expected() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="32GiB")
+        for _ in range(4):
+            run(world, peak="3GiB")
+        (task_id,) = world.submit(AUTO)
+        assert world.task(task_id).memory_size_bytes < 2 * GIB
+        world.ended(task_id, signal=9, cause=OomCause.GUARD, peak="1GiB")
+        again = world.task(task_id)
+        assert again.state is TaskState.ASSIGNED
+        assert again.memory_size_bytes >= 0.9 * 3 * GIB
+
+
+def test_inputs_tell_tasks_of_a_category_apart() -> None:
+    with Harness() as world:
+        world.ready("n1", total="64GiB")
+        for gib in (1, 2, 4, 1, 2, 4, 1, 2, 4):
+            run(world, peak=f"{gib}GiB", input_size=f"{gib * 100}MiB")
+        small, large = world.submit(
+            spec("auto", name="train", input_size="100MiB"),
+            spec("auto", name="train", input_size="400MiB"),
+        )
+        assert world.task(small).memory_size_bytes < 2 * GIB
+        assert world.task(large).memory_size_bytes > 3 * GIB
+
+
+def test_category_that_is_new_sends_one_ahead_where_limits_are_strict() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        ids = world.submit(*[AUTO] * 5)
+        assert world.states(*ids) == ["ASSIGNED"] + ["PENDING"] * 4
+        world.started(ids[0])
+        world.advance("1s")
+        world.sample("n1", used="600MiB", tasks={ids[0]: "500MiB"})
+        assert world.states(*ids) == ["RUNNING"] + ["ASSIGNED"] * 4
+        assert all(world.task(i).memory_size_bytes >= 500 * MIB for i in ids[1:])
+
+
+def test_pilot_that_says_nothing_lets_another_go_ahead() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        ids = world.submit(*[AUTO] * 3)
+        world.ended(ids[0], exit_code=1)
+        assert world.states(*ids) == ["FAILED", "ASSIGNED", "PENDING"]
+
+
+def test_learning_begins_again_from_the_attempts_of_before() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        for _ in range(4):
+            run(world, peak="3GiB")
+        (before,) = world.submit(AUTO)
+        world.restart()
+        world.ready("n1", total="32GiB")
+        (after,) = world.submit(AUTO)
+        assert world.task(after).memory_size_bytes == world.task(before).memory_size_bytes
+
+
+def test_declaration_beyond_every_node_waits_for_a_larger_one_under_elastic_limits() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="8GiB")
+        (task_id,) = world.submit(spec("100GiB"))
+        assert world.states(task_id) == ["PENDING"]
+        refusal = world.cluster.refusals.of_line(world.cluster.queue.line(world.task(task_id)))
+        assert refusal is not None
+        assert refusal.code == "NO_NODE_LARGE_ENOUGH"
+
+
+def test_changed_memory_limits_size_waiting_tasks_anew() -> None:
+    strict = need_of(task(1), MemoryLimits.STRICT)
+    elastic = need_of(task(1), MemoryLimits.ELASTIC)
+    assert strict is None
+    assert elastic is not None
+    assert elastic.declared_bytes == GIB
+    assert need_of(replace(task(1), spec=spec(exact=True)), MemoryLimits.ELASTIC) is None
+
+
+def test_what_is_expected_before_anything_is_known_is_the_default() -> None:
+    learning = Learning(SMALL)
+    need = need_of(replace(task(1), spec=AUTO), MemoryLimits.STRICT)
+    assert need is not None
+    decision = learning.decide(need)
+    assert (decision.size_bytes, decision.basis) == (GIB, Basis.DEFAULT)
+    assert learning.is_guess(need)
+
+
+@given(st.integers(0, 1 << 50))
+def test_inputs_are_rounded_up_by_at_most_a_sixteenth(count: int) -> None:
+    rounded = rounded_up(count)
+    assert count <= rounded <= count * (1 + 1 / 16)
+    assert bin(rounded).rstrip("0").count("1") <= INPUT_BITS + 1
+    assert size(str(count)) == count

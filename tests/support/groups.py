@@ -1,0 +1,193 @@
+"""Enforcement in tests: each way that works here, programs in its groups, dead lives."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from support.processes import MIB, WAIT_SECONDS_MAX
+
+from agent.cgroup1 import Cgroup1
+from agent.cgroup2 import Cgroup2
+from agent.cgroupfs import name_prefix, read_pairs
+from agent.enforce import Enforcement, Group
+from agent.group import EnforcementError
+from agent.hierarchy import UNIFIED, find_hierarchy
+from agent.proctree import Life
+from agent.watchdog import Watchdog
+
+NODE = f"held-{os.getpid()}"
+DEAD = Life(4_194_304, 1)  # above the largest pid
+WAYS = {way.name: way for way in (Cgroup2, Cgroup1, Watchdog)}
+
+# Holds as many more MiB as each line it reads says, and answers with the line.
+HOLDER = (
+    "import sys\n"
+    "held = []\n"
+    "print('up', flush=True)\n"
+    "for line in sys.stdin:\n"
+    "    block = bytearray(int(line) << 20)\n"
+    "    block[::4096] = b'x' * len(block[::4096])\n"
+    "    held.append(block)\n"
+    "    print(line.strip(), flush=True)\n"
+)
+
+
+@functools.cache
+def why_not(way: str) -> str:
+    """Return why this machine cannot enforce that way, empty when it can."""
+    if way == Watchdog.name:
+        return ""
+    try:
+        make(way, f"probe-{os.getpid()}").close()
+    except EnforcementError as error:
+        return str(error)
+    return ""
+
+
+def make(way: str, node_name: str = NODE, parent: Path | None = None) -> Enforcement:
+    """Return the way of that name. Raises EnforcementError."""
+    if way == Cgroup2.name:
+        return Cgroup2.probe(node_name, parent)
+    if way == Cgroup1.name:
+        return Cgroup1.probe(node_name, parent)
+    return Watchdog(node_name)
+
+
+def directory(group: Group) -> Path:
+    """Return the directory of a group of the kernel that holds it to its memory."""
+    return Path(group.join_paths[0]).parent
+
+
+def node_kill_count(group: Group) -> int:
+    """Return how many processes the kernel killed for the memory of the node's own group."""
+    node = directory(group).parent
+    if (node / "memory.events.local").exists():
+        return read_pairs(node / "memory.events.local")["oom"]
+    return read_pairs(node / "memory.oom_control")["oom_kill"]
+
+
+class Program:
+    """One holder of memory inside a group."""
+
+    def __init__(self, enforcement: Enforcement, group: Group) -> None:
+        """Start it and return once it is up."""
+        self._enforcement = enforcement
+        joins = "".join(f"echo 0 > '{path}'; " for path in group.join_paths)
+        self.process = subprocess.Popen(
+            ["sh", "-c", f'{joins}exec "$@"', "sh", sys.executable, "-I", "-S", "-c", HOLDER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **dict(group.variables)},
+        )
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.answers = b""
+        until(lambda: self.answered("up"), enforcement)
+        enforcement.started(group, self.process.pid)
+
+    def ask(self, size_mib: int) -> None:
+        """Have it take more; `answered` tells when it has."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"%d\n" % size_mib)
+        self.process.stdin.flush()
+
+    def answered(self, word: str | int) -> bool:
+        """Tell whether it has said the word."""
+        assert self.process.stdout is not None
+        self.answers += self.process.stdout.read() or b""
+        return str(word).encode() in self.answers.split()
+
+    def grow(self, size_mib: int) -> None:
+        """Have it take more and return when it has."""
+        self.ask(size_mib)
+        until(lambda: self.answered(size_mib), self._enforcement)
+
+    @property
+    def runs(self) -> bool:
+        """Tell whether it has not ended."""
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Kill it where it still runs, and collect it."""
+        self.process.kill()
+        self.process.wait(WAIT_SECONDS_MAX)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def until(condition: Callable[[], bool], enforcement: Enforcement) -> None:
+    """Look as an agent does until the condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold in time"
+        enforcement.poll()
+        enforcement.node_memory()
+        time.sleep(0.005)
+
+
+def empty(enforcement: Enforcement, group: Group) -> None:
+    """Kill what is in the group and return when nothing is."""
+    until(lambda: enforcement.kill(group) == 0, enforcement)
+
+
+@contextlib.contextmanager
+def programs(enforcement: Enforcement, *groups: Group) -> Iterator[list[Program]]:
+    """Give one program in each of the groups; in the end all are gone and the groups removed."""
+    started: list[Program] = []
+    try:
+        for group in groups:
+            started.append(Program(enforcement, group))
+        yield started
+    finally:
+        enforcement.set_capacity(None)
+        enforcement.freeze_all(False)
+        for group in set(groups):
+            empty(enforcement, group)
+            enforcement.remove(group)
+        for program in started:
+            program.end()
+
+
+@contextlib.contextmanager
+def outer_group(way: str, limit_mib: int) -> Iterator[Path]:
+    """Give a group of that limit to make the node's below, as a container is one."""
+    version = 2 if way == Cgroup2.name else 1
+    above = find_hierarchy(UNIFIED if version == 2 else "memory").own
+    path = above / f"outer-{os.getpid()}"
+    path.mkdir()
+    try:
+        if version == 2:
+            (path / "memory.swap.max").write_text("0")
+        names = ("memory.max",) if version == 2 else LIMITS1
+        for name in names:
+            (path / name).write_text(str(limit_mib * MIB))
+        yield path
+    finally:
+        path.rmdir()
+
+
+LIMITS1 = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+
+
+def dead_life(way: str) -> Enforcement:
+    """Return enforcement over the directory of a life that has ended, to leave something in."""
+    name = f"{name_prefix(NODE)}{DEAD}"
+    if way == Cgroup2.name:
+        hierarchy = find_hierarchy(UNIFIED)
+        base = hierarchy.own / name
+        base.mkdir()
+        (base / "cgroup.subtree_control").write_text("+memory")
+        return Cgroup2(NODE, base, hierarchy.mount)
+    base = find_hierarchy("memory").own / name
+    base.mkdir()
+    return Cgroup1(NODE, base, None, [])

@@ -269,6 +269,11 @@ class Welcomed:
     forget: tuple[Key, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Estranged:
+    """The controller is of another cluster: what is known so far is not of its tasks."""
+
+
 Event: TypeAlias = (
     Assigned
     | StartSucceeded
@@ -285,6 +290,7 @@ Event: TypeAlias = (
     | Leaving
     | Acknowledged
     | Welcomed
+    | Estranged
 )
 
 

@@ -20,6 +20,7 @@ from agent.attempt import (
     Disarm,
     Disconnect,
     Ended,
+    Estranged,
     Event,
     Evidence,
     Exited,
@@ -132,6 +133,30 @@ class Attempts:
         """Let something happen and carry out what follows from it."""
         for command in self.lifecycle.handle(event, time.time_ns()):
             self._carry_out(command)
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster whose tasks the attempts are of; empty before the first welcome."""
+        return self._spool.cluster_id
+
+    def join_cluster(self, cluster_id: str) -> bool:
+        """Work for this cluster; False while attempts of another one are still being ended.
+
+        A controller whose data directory was wiped counts its tasks from 1 again: what ran for
+        the old ones must not answer for the new. Raises OSError when the disk refuses.
+        """
+        before = self.cluster_id
+        if before not in ("", cluster_id):
+            if known := self.lifecycle.known():
+                LOG.warning(
+                    "attempts of another cluster ended and forgotten cluster=%s now=%s count=%d",
+                    before, cluster_id, len(known),
+                )  # fmt: skip
+            self.handle(Estranged())
+            if self.lifecycle.known():
+                return False
+        self._spool.join(cluster_id)
+        return True
 
     def on_exit(self, exit_: Exit) -> None:
         """Take the end of an attempt from the runner."""

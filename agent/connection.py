@@ -188,7 +188,10 @@ class Connection:
             async with asyncio.timeout(WELCOME_SECONDS_MAX):
                 # A stream that has ended already tells why when it is read.
                 with contextlib.suppress(asyncio.InvalidStateError):
-                    await call.write(wire.encode_hello(self._identity, self._lifecycle.known()))
+                    hello = wire.encode_hello(
+                        self._identity, self._lifecycle.known(), self._attempts.cluster_id
+                    )
+                    await call.write(hello)
                 first = await call.read()
         except TimeoutError as error:
             raise StreamLost(f"no welcome within {WELCOME_SECONDS_MAX:g} s") from error
@@ -205,6 +208,7 @@ class Connection:
 
     async def _converse(self, call: Call, welcome: wire.Welcome) -> None:
         """Read and write until one side ends. Raises StreamLost, AioRpcError."""
+        self._join_cluster(welcome)
         broken = self._broken = asyncio.get_running_loop().create_future()
         sides: list[asyncio.Future[None]] = [broken]
         try:
@@ -221,6 +225,17 @@ class Connection:
             await asyncio.wait(sides)
         errors = [side.exception() for side in sides if not side.cancelled()]
         raise next(error for error in errors if error is not None)
+
+    def _join_cluster(self, welcome: wire.Welcome) -> None:
+        """Say nothing to a cluster before all is gone that is of another one's tasks."""
+        if not welcome.cluster_id:
+            return
+        try:
+            joined = self._attempts.join_cluster(welcome.cluster_id)
+        except OSError as error:
+            raise StreamLost(f"the cluster cannot be noted: {error}", slowly=True) from error
+        if not joined:
+            raise StreamLost("attempts of another cluster are still being ended")
 
     def _begin(self, welcome: wire.Welcome) -> None:
         self._failures = 0

@@ -26,6 +26,7 @@ from agent.attempt import (
     Disarm,
     Disconnect,
     Ended,
+    Estranged,
     Event,
     Exited,
     Forgotten,
@@ -143,6 +144,11 @@ class Lifecycle:
             case Welcomed(sequence, forget):
                 self._acknowledge(sequence)
                 for key in forget:
+                    self._forget(key)
+            case Estranged():
+                # Nobody will acknowledge these; to another cluster's tasks they would be lies.
+                self.unacknowledged.clear()
+                for key in list(self.attempts):
                     self._forget(key)
             case FreezeAsked(key, paused):
                 self._freeze(key, paused)

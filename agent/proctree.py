@@ -80,13 +80,20 @@ def read_variable(pid: int, name: str) -> str | None:
 def proportional_bytes(pid: int) -> int | None:
     """Return the process's share of what it maps (PSS), or None when it may not be read.
 
+    One that has ended uses nothing: 0. Its resident size of a moment ago would count the pages
+    again that it shared with those who live on.
+
     Shared pages count by the number of their users, so a tree's sum is right where the sum of
     resident sizes counts them again for each process. Costs about 8 ms for a large process.
     """
     try:
         text = Path(f"{PROC}/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except PermissionError:
         return None
+    except ProcessLookupError:
+        return 0  # it has given its memory back, though it may still be listed
+    except FileNotFoundError:
+        return 0 if read_process(pid) is None else None  # a kernel may lack this file
     for line in text.splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

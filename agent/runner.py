@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ class StartError(Exception):
     """An attempt could not be started and nothing of it runs; `step` says what failed.
 
     `step` is a step of the launcher (exec, chdir, stdout, stderr, request, ...) or one of key,
-    output, group, limit, launcher. `errno` is 0 where the kernel gave none.
+    group, limit, launcher. `errno` is 0 where the kernel gave none.
     """
 
     def __init__(self, step: str, code: int, message: str) -> None:
@@ -204,13 +203,6 @@ class Runner:
         if limit_bytes is not None and limit_bytes < 1:
             message = f"memory limit {limit_bytes} bytes: at least 1 is needed"
             raise StartError("limit", errno.EINVAL, message)
-        directories = {os.path.dirname(path) for path in (launch.stdout_path, launch.stderr_path)}
-        for directory in sorted(directories):
-            try:
-                os.makedirs(directory, exist_ok=True)
-            except OSError as error:
-                message = f"output {directory}: {error.strerror}"
-                raise StartError("output", error.errno or 0, message) from error
 
         def prepare_request(group: Group) -> Request:
             try:

@@ -1,6 +1,7 @@
 """Ends of attempts that the controller has not acknowledged, one line each in one file.
 
-Owns `<work_dir>/reports/ends` and the lock of the work directory. The rules kept: an end is in the
+Owns `<work_dir>/reports/ends`, `reports/cluster`, which says of which cluster's tasks they are, and
+the lock of the work directory. The rules kept: an end is in the
 spool before it is sent and stays until it is acknowledged, so a crash of the agent loses none; one
 agent per work directory; the file is empty when no end is owed.
 
@@ -68,6 +69,7 @@ class Spool:
             os.close(self._lock)
             raise WorkDirRefused(f"work directory {work_dir}: {error.strerror}") from error
         self._size_bytes = os.fstat(self._file).st_size
+        self.cluster_id = self._read_cluster()
         self._kept: dict[Key, bytes] = {}
         self._rewrite_above_bytes = FILE_BYTES_MAX
 
@@ -123,6 +125,21 @@ class Spool:
             self._append(b"[%d,%d]\n" % key)
         else:
             self._cut(0)
+
+    def join(self, cluster_id: str) -> None:
+        """Note of which cluster the ends are from now on. Raises OSError when the disk refuses."""
+        if cluster_id == self.cluster_id:
+            return
+        new = self._directory / "cluster.new"
+        new.write_text(cluster_id, encoding="utf-8")
+        new.rename(self._directory / "cluster")
+        self.cluster_id = cluster_id
+
+    def _read_cluster(self) -> str:
+        try:
+            return (self._directory / "cluster").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""  # there was no welcome yet
 
     def close(self) -> None:
         """Give the work directory back."""

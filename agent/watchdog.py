@@ -52,7 +52,7 @@ class Tree:
     members: frozenset[tuple[int, int]] = frozenset()
     used_bytes: int = 0
     peak_bytes: int = 0
-    kill_count: int = 0
+    killed: set[tuple[int, int]] = field(default_factory=set)  # for being over its limit
     oom_group: bool = False
     paused: bool = False
 
@@ -192,7 +192,7 @@ class Watchdog:
 
     def oom_kills(self, group: Group) -> int:
         """Return how many processes were killed because the tree was over its limit."""
-        return self._trees[group.name].kill_count
+        return len(self._trees[group.name].killed)
 
     def oom_facts(self, group: Group) -> OomFacts:
         """Return its own kills; what the kernel kills in a tree cannot be told from here."""
@@ -258,18 +258,19 @@ class Watchdog:
         used_bytes = sum(entry.rss_bytes for entry in members.values())
         if tree.limit_bytes is not None and used_bytes > NEAR_LIMIT * tree.limit_bytes:
             # A process that may not be read (another user's) counts with its resident size.
-            shares = {pid: proportional_bytes(pid) for pid in members}
             used_bytes = sum(
-                entry.rss_bytes if (share := shares[pid]) is None else share
-                for pid, entry in members.items()
+                entry.rss_bytes if (share := proportional_bytes(entry.pid)) is None else share
+                for entry in members.values()
             )
         tree.used_bytes = used_bytes
         tree.peak_bytes = max(tree.peak_bytes, used_bytes)
         if tree.limit_bytes is not None and used_bytes > tree.limit_bytes:
             # The biggest, as the kernel would: a script around it lives on to tell of it.
             biggest = max(members.values(), key=lambda entry: (entry.rss_bytes, entry.pid)).pid
-            victims = list(members) if tree.oom_group else [biggest]
-            tree.kill_count += send_signal(victims, signal.SIGKILL)
+            # By identity: on a busy machine the next look may still find one that was killed.
+            for pid in list(members) if tree.oom_group else [biggest]:
+                if send_signal((pid,), signal.SIGKILL):
+                    tree.killed.add(members[pid].identity)
 
     def _is_near(self, trees: list[Tree]) -> bool:
         used_bytes = sum(tree.used_bytes for tree in trees)

@@ -68,6 +68,7 @@ class Welcome:
     sampling: Sampling
     attempt_lease_ns: int
     memory_capacity_bytes: int | None = None  # of all attempts together; None: not known
+    cluster_id: str = ""  # an older controller has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def decode_welcome(message: agent_pb2.Welcome) -> Welcome:
         decode_sampling(message.sampling),
         lease_ns,
         message.memory_capacity_bytes or None,
+        message.cluster_id,
     )
 
 
@@ -219,8 +221,11 @@ def _nanoseconds(duration: Duration) -> int:
 # Up.
 
 
-def encode_hello(identity: Identity, known: Iterable[tuple[Key, bool]]) -> agent_pb2.AgentMessage:
-    """Return the first message of a stream; `known` are attempts and whether they have ended."""
+def encode_hello(
+    identity: Identity, known: Iterable[tuple[Key, bool]], cluster_id: str = ""
+) -> agent_pb2.AgentMessage:
+    """Return the first message of a stream; `known` are attempts of that cluster and whether they
+    have ended."""
     return agent_pb2.AgentMessage(
         hello=agent_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
@@ -237,6 +242,7 @@ def encode_hello(identity: Identity, known: Iterable[tuple[Key, bool]]) -> agent
             labels=dict(identity.labels),
             gpus=identity.gpus,
             custom_metrics=identity.custom_metrics,
+            cluster_id=cluster_id,
             attempts=(
                 agent_pb2.KnownAttempt(task_id=key[0], attempt=key[1], ended=ended)
                 for key, ended in known

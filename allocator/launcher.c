@@ -43,6 +43,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -202,9 +203,9 @@ static void join_group(const char *procs_path)
     (void)close(file);
 }
 
-static void point_at(const char *step, int descriptor, const char *path, int flags)
+/* Put an open file, or what has become of opening it, in the place of a descriptor. */
+static void put_at(const char *step, int descriptor, int file)
 {
-    const int file = open(path, flags | O_CLOEXEC, 0644);
     if (file < 0 || dup2(file, descriptor) < 0) {
         fail_step(step);
     }
@@ -234,7 +235,7 @@ static void park(int count, char **words)
         fail_step("setsid");
     }
     raise_oom_score();
-    point_at("stdin", STDIN_FILENO, "/dev/null", O_RDONLY);
+    put_at("stdin", STDIN_FILENO, open("/dev/null", O_RDONLY | O_CLOEXEC));
     for (int word = 2; word < count; word++) {
         join_group(words[word]);
     }
@@ -337,16 +338,38 @@ static request_t read_request(void)
     return request;
 }
 
+/* Make the directories above a path; whichever cannot be made shows when the path is opened. */
+static void make_parents(char *path)
+{
+    for (char *slash = strchr(path + (path[0] == '/'), '/'); slash != NULL;
+         slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        (void)mkdir(path, 0777);
+        *slash = '/';
+    }
+}
+
+/* Here and not in the agent, whom a dead network disk or a pipe without a reader would hold. */
+static void open_output(const char *step, int descriptor, char *path)
+{
+    const int flags = O_WRONLY | O_APPEND | O_CREAT | O_NOCTTY | O_CLOEXEC;
+    int file = open(path, flags, 0644);
+    if (file < 0 && errno == ENOENT) {
+        make_parents(path);
+        file = open(path, flags, 0644);
+    }
+    put_at(step, descriptor, file);
+}
+
 __attribute__((noreturn)) static void become(const request_t *request)
 {
-    const int output = O_WRONLY | O_APPEND | O_CREAT | O_NOCTTY;
-    point_at("stdout", STDOUT_FILENO, request->stdout_path, output);
+    open_output("stdout", STDOUT_FILENO, request->stdout_path);
     if (strcmp(request->stdout_path, request->stderr_path) == 0) {
         if (dup2(STDOUT_FILENO, STDERR_FILENO) < 0) {
             fail_step("stderr");
         }
     } else {
-        point_at("stderr", STDERR_FILENO, request->stderr_path, output);
+        open_output("stderr", STDERR_FILENO, request->stderr_path);
     }
     if (chdir(request->directory) != 0) {
         fail_step("chdir");

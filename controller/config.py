@@ -63,6 +63,7 @@ class Settings:
     sample_interval_ns: int = DEFAULT_LIMITS.sample_interval_ns
     user_tasks_max: int = DEFAULT_LIMITS.user_tasks_max  # 0: no bound
     fair_share: bool = DEFAULT_LIMITS.fair_share
+    fair_share_half_life_ns: int = DEFAULT_LIMITS.fair_share_half_life_ns
     memory_limits: MemoryLimits = DEFAULT_LIMITS.memory_limits
     overcommit_share: float = DEFAULT_LIMITS.overcommit_share
 
@@ -78,6 +79,7 @@ class Settings:
             sample_interval_ns=self.sample_interval_ns,
             user_tasks_max=self.user_tasks_max,
             fair_share=self.fair_share,
+            fair_share_half_life_ns=self.fair_share_half_life_ns,
             memory_limits=self.memory_limits,
             overcommit_share=self.overcommit_share,
         )
@@ -157,6 +159,8 @@ SETTINGS = (
     Setting("user_tasks_max", "user_tasks_max", _whole(0, TASKS_RUNNING_MAX_BOUND),
             while_running=True),
     Setting("fair_share", "fair_share", read_boolean, while_running=True),
+    Setting("fair_share_half_life", "fair_share_half_life_ns",
+            _lasting(0, 365 * 24 * 3_600 * SECOND_NS), show_duration, while_running=True),
     Setting("memory_limits", "memory_limits", _memory_limits, _word_of,
             while_running=True),
     Setting("overcommit_share", "overcommit_share", _share, while_running=True),

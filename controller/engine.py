@@ -353,7 +353,8 @@ class Engine:
                 grpc.StatusCode.ABORTED, "the node has opened another stream"
             )
         self._streams[command.node_id] = command.stream
-        self._push(command.node_id, wire.welcome(command, self.cluster.limits))
+        message = wire.welcome(command, self.cluster.limits, self.cluster.cluster_id)
+        self._push(command.node_id, message)
 
     def _push(self, node_id: str, message: Any) -> None:
         """Send to a node; without a stream it is told when it connects again."""

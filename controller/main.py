@@ -128,6 +128,7 @@ async def serve(
                 now_ns=clock.now_ns(),
                 reservations=stored.reservations,
                 next_reservation_id=stored.next_reservation_id,
+                cluster_id=stored.cluster_id,
             )
             cluster.learn(stored.attempts)
             engine = Engine(Scheduler(cluster), store, clock, notices.notify)

@@ -23,13 +23,14 @@ from controller.rulefile_parts import (
     Loaded,
     Place,
     RuleFileError,
+    TooManyMistakes,
     Words,
     expression_error,
     name_problem,
 )
 from controller.rulefile_python import read_python
 
-__all__ = ["RULE_KEYS", "RuleFileError", "default_rules", "load_rules"]
+__all__ = ["RULE_KEYS", "RuleFileError", "default_rules", "find_mistakes", "load_rules"]
 
 FILE_KEYS = ("groups", "metrics")
 GROUP_KEYS = ("name", "interval", "rules")
@@ -60,6 +61,24 @@ def load_rules(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> 
     for path in paths:
         _read_file(Path(path), loaded)
     return RuleSet(tuple(loaded.rules), tuple(loaded.metrics))
+
+
+def find_mistakes(
+    paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS
+) -> tuple[list[RuleFileError], bool]:
+    """Return the mistakes of all files together, in their order, and whether these are all.
+
+    At most MISTAKES_MAX, and one for each rule: what a broken rule says further is not looked at.
+    """
+    mistakes: list[RuleFileError] = []
+    loaded = Loaded(limits, mistakes=mistakes)
+    try:
+        for path in paths:
+            with loaded.going_on():
+                _read_file(Path(path), loaded)
+    except TooManyMistakes:
+        return mistakes, False
+    return mistakes, True
 
 
 def default_rules() -> RuleSet:
@@ -115,7 +134,8 @@ def _read_yaml(text: str, place: Place, loaded: Loaded) -> None:
     words = Words(_DECLARE, _metrics(top.get("metrics"), place, loaded))
     names: set[str] = set()
     for node in _sequence(top["groups"], place.at(top["groups"]), "groups"):
-        _read_group(node, place.at(node), names, words, loaded)
+        with loaded.going_on():
+            _read_group(node, place.at(node), names, words, loaded)
 
 
 def _metrics(node: yaml.Node | None, place: Place, loaded: Loaded) -> tuple[str, ...]:
@@ -123,11 +143,12 @@ def _metrics(node: yaml.Node | None, place: Place, loaded: Loaded) -> tuple[str,
         return ()
     names: list[str] = []
     for item in _sequence(node, place.at(node), "metrics"):
-        name = _text(item, place, "metrics")
-        if name in names:
-            raise place.at(item).error(f"the metric '{name}' is declared twice")
-        loaded.declare(name, place.at(item, "metrics"))
-        names.append(name)
+        with loaded.going_on():
+            name = _text(item, place, "metrics")
+            if name in names:
+                raise place.at(item).error(f"the metric '{name}' is declared twice")
+            loaded.declare(name, place.at(item, "metrics"))
+            names.append(name)
     return tuple(names)
 
 
@@ -147,7 +168,8 @@ def _read_group(
     if "rules" not in keys:
         raise place.error("the key 'rules' is missing")
     for rule_node in _sequence(keys["rules"], place.at(keys["rules"]), "rules"):
-        _read_rule(rule_node, place, name, words, loaded)
+        with loaded.going_on():
+            _read_rule(rule_node, place, name, words, loaded)
 
 
 def _read_rule(

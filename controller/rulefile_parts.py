@@ -5,6 +5,8 @@ Every message names the file, the line, the rule and the key.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import yaml
@@ -17,11 +19,17 @@ from controller.core.metrics import CUSTOM_METRICS_MAX, Scope
 from controller.core.rules import Rule
 from controller.core.vocabulary import custom_problem, vocabulary
 
+MISTAKES_MAX = 20  # told at once
+
 
 class RuleFileError(MassError):
     """A rule file cannot be used; the message says where and why. Do not retry it unchanged."""
 
     reason = "INVALID_RULES"
+
+
+class TooManyMistakes(Exception):
+    """There are more mistakes than are told."""
 
 
 @dataclass(slots=True)
@@ -31,7 +39,25 @@ class Loaded:
     limits: Limits
     rules: list[Rule] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # alert name: FILE:LINE
+    mistakes: list[RuleFileError] | None = None  # None: the first one ends it
     metrics: dict[str, None] = field(default_factory=dict)  # declared, in their order
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Note a mistake of one rule, group or declaration and go on behind it, where all of them
+        are asked for.
+
+        Raises:
+            RuleFileError: the first one, where they are not; the one too many, where they are.
+        """
+        try:
+            yield
+        except RuleFileError as error:
+            if self.mistakes is None:
+                raise
+            if len(self.mistakes) >= MISTAKES_MAX:
+                raise TooManyMistakes("") from None
+            self.mistakes.append(error)
 
     def declare(self, name: str, place: Place) -> None:
         """Keep a metric's name. Raises RuleFileError where it cannot be one."""

@@ -33,8 +33,9 @@ def read_python(text: str, place: Place, loaded: Loaded) -> None:
         raise Place(place.file, rules.lineno).error("RULES is an empty list")
     for number, element in enumerate(rules.elts, start=1):
         entry_place = Place(place.file, element.lineno, (f"rule {number}",))
-        entry = _entry(element, entry_place, loaded.limits)
-        _add_entry(entry, Path(place.file).stem, entry_place, words, loaded)
+        with loaded.going_on():
+            entry = _entry(element, entry_place, loaded.limits)
+            _add_entry(entry, Path(place.file).stem, entry_place, words, loaded)
 
 
 def _assignments(text: str, place: Place) -> dict[str, ast.expr]:
@@ -68,13 +69,14 @@ def _python_metrics(node: ast.expr | None, place: Place, loaded: Loaded) -> tupl
     names: list[str] = []
     for element in node.elts:
         here = Place(place.file, element.lineno)
-        name = _literal(element)
-        if not isinstance(name, str):
-            raise here.error("METRICS is a list of names in quotes")
-        if name in names:
-            raise here.error(f"the metric '{name}' is declared twice")
-        loaded.declare(name, here)
-        names.append(name)
+        with loaded.going_on():
+            name = _literal(element)
+            if not isinstance(name, str):
+                raise here.error("METRICS is a list of names in quotes")
+            if name in names:
+                raise here.error(f"the metric '{name}' is declared twice")
+            loaded.declare(name, here)
+            names.append(name)
     return tuple(names)
 
 

@@ -192,6 +192,7 @@ def node_view(
     message = types_pb2.Node(
         id=node.id,
         state=f"NODE_STATE_{record.state.value}",
+        state_reason="its agent has left" if record.has_left else "",
         scheduling=f"SCHEDULING_{node.scheduling.value}",
         scheduling_reason=node.scheduling_reason,
         scheduling_by=node.scheduling_by,

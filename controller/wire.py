@@ -111,6 +111,8 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
         raise InvalidRequest(f"hello.node_id '{hello.node_id[:80]}' is not {NODE_ID_RULE}")
     for name in ("instance_id", "machine_id", "boot_id", "agent_version", "enforcement"):
         _text(f"hello.{name}", getattr(hello, name))
+    if hello.cluster_id:  # an agent that was never welcome knows none
+        _text("hello.cluster_id", hello.cluster_id)
     _within("hello.memory_total_bytes", hello.memory_total_bytes, 1, BYTES_MAX)
     _within("hello.memory_capacity_bytes", hello.memory_capacity_bytes, 0, BYTES_MAX)
     if not 0 < hello.cpus <= 4_096:
@@ -134,6 +136,7 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
         stream=stream,
         labels=dict(hello.labels),
         gpus=hello.gpus,
+        cluster_id=hello.cluster_id,
     )
 
 
@@ -402,7 +405,9 @@ def _sampling(limits: Limits) -> agent_pb2.Sampling:
     )
 
 
-def welcome(command: SendWelcome, limits: Limits) -> agent_pb2.ControllerMessage:
+def welcome(
+    command: SendWelcome, limits: Limits, cluster_id: str = ""
+) -> agent_pb2.ControllerMessage:
     """Return the message that answers a hello."""
     return agent_pb2.ControllerMessage(
         welcome=agent_pb2.Welcome(
@@ -410,6 +415,7 @@ def welcome(command: SendWelcome, limits: Limits) -> agent_pb2.ControllerMessage
             sampling=_sampling(limits),
             attempt_lease=duration(limits.attempt_lease_ns),
             acknowledged_sequence=command.acknowledged_sequence,
+            cluster_id=cluster_id,
             forget=[
                 agent_pb2.KnownAttempt(task_id=known.task_id, attempt=known.attempt)
                 for known in command.forget
@@ -478,9 +484,7 @@ def freeze(command: SendFreeze) -> agent_pb2.ControllerMessage:
 
 def acknowledgement(sequence: int) -> agent_pb2.ControllerMessage:
     """Return the message that lets an agent forget its reports up to a sequence number."""
-    return agent_pb2.ControllerMessage(
-        acknowledgement=agent_pb2.Acknowledgement(sequence=sequence)
-    )
+    return agent_pb2.ControllerMessage(acknowledgement=agent_pb2.Acknowledgement(sequence=sequence))
 
 
 def duration(nanoseconds: int) -> Duration:

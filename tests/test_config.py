@@ -71,6 +71,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         sample_interval = "500ms"
         user_tasks_max = 7
         fair_share = false
+        fair_share_half_life = "1d"
         memory_limits = "elastic"
         overcommit_share = 0.25
         """,
@@ -90,6 +91,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         sample_interval_ns=500_000_000,
         user_tasks_max=7,
         fair_share=False,
+        fair_share_half_life_ns=DAY_NS,
         memory_limits=MemoryLimits.ELASTIC,
         overcommit_share=0.25,
     )
@@ -109,6 +111,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         "MASS_SAMPLE_INTERVAL": "500ms",
         "MASS_USER_TASKS_MAX": "7",
         "MASS_FAIR_SHARE": "no",
+        "MASS_FAIR_SHARE_HALF_LIFE": "1d",
         "MASS_MEMORY_LIMITS": "elastic",
         "MASS_OVERCOMMIT_SHARE": "0.25",
     }

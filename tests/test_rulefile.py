@@ -10,7 +10,8 @@ import pytest
 from controller.core.expressions import Window, WindowFunction
 from controller.core.limits import MINUTE_NS, SECOND_NS, Limits
 from controller.core.metrics import Scope
-from controller.rulefile import RuleFileError, default_rules, load_rules
+from controller.rulefile import RuleFileError, default_rules, find_mistakes, load_rules
+from controller.rulefile_parts import MISTAKES_MAX
 
 # Python files end in .py.txt there, so that no tool takes them for code of this project.
 FILES = Path(__file__).parent / "rulefiles"
@@ -219,3 +220,56 @@ def test_python_file_is_never_executed(tmp_path: Path) -> None:
     text = f"RULES = [{{'expression': open({str(mark)!r}, 'w').write('x'), 'alert': 'A'}}]"
     assert "is a text in quotes" in refusal(write(tmp_path, text, "rules.py"))
     assert not mark.exists()
+
+
+def lines_of(mistakes: list[RuleFileError]) -> list[str]:
+    return [mistake.message.split(": ")[0].rpartition("/")[2] for mistake in mistakes]
+
+
+def test_all_mistakes_of_all_files_are_found(tmp_path: Path) -> None:
+    text = (
+        "metrics: [load1, own]\n"  # line 1: the first is MASS's own
+        "groups:\n"
+        "- name: g\n"
+        "  rules:\n"
+        "  - alert: A\n"
+        "    expr: load1 >\n"  # line 6
+        "  - alert: B\n"
+        "    expr: own > 1\n"
+        "  - alert: C\n"
+        "    exprr: own > 1\n"  # line 10
+        "- name: g\n"  # line 11: taken
+        "  rules: []\n"
+        "- name: h\n"
+        "  rules: []\n"  # line 14
+    )
+    yaml_file = write(tmp_path, text, "a.yaml")
+    python_file = write(
+        tmp_path, "RULES = [\n{'expression': 'x > 1', 'alert': 'D'},\n{},\n]\n", "b.py"
+    )
+    twice = write(tmp_path, "groups: [{name: g, rules: [{alert: B, expr: load1 > 1}]}]", "c.yaml")
+    mistakes, are_all = find_mistakes([yaml_file, python_file, twice])
+    assert are_all
+    found = ["a.yaml:1", "a.yaml:6", "a.yaml:10", "a.yaml:11", "a.yaml:14"]
+    assert lines_of(mistakes) == [*found, "b.py:2", "b.py:3", "c.yaml:1"]
+    with pytest.raises(RuleFileError) as caught:
+        load_rules([yaml_file])
+    assert caught.value.message == mistakes[0].message
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.name)
+def test_what_is_refused_is_the_first_mistake_found(path: Path, tmp_path: Path) -> None:
+    file = placed(path, tmp_path)
+    mistakes, _ = find_mistakes([file])
+    with pytest.raises(RuleFileError) as caught:
+        load_rules([file])
+    assert mistakes[0].message == caught.value.message
+
+
+def test_mistakes_are_told_up_to_a_bound(tmp_path: Path) -> None:
+    broken = "".join(f"  - alert: A{n}\n    expr: load1 >\n" for n in range(MISTAKES_MAX + 1))
+    file = write(tmp_path, "groups:\n- name: g\n  rules:\n" + broken)
+    mistakes, are_all = find_mistakes([file])
+    assert (len(mistakes), are_all) == (MISTAKES_MAX, False)
+    whole = write(tmp_path, "groups:\n- name: g\n  rules:\n" + broken[: broken.rindex("  -")])
+    assert find_mistakes([whole])[1]

@@ -37,7 +37,7 @@ from mass.callfile import (
     write_whole,
 )
 from mass.client import Client
-from mass.errors import CallError, MassClientError, Refused, task_failed
+from mass.errors import CallError, InvalidValue, MassClientError, Refused, task_failed
 from mass.flows import PATIENCE_SECONDS
 from mass.model import TaskInfo, TaskOptions, TaskSpec, TaskState
 
@@ -51,6 +51,7 @@ OUTCOME_PAUSE_SECONDS = 0.05
 WAITING = frozenset({TaskState.HELD, TaskState.PENDING})
 EXIT_CODE_RAISED = 1
 NAME_LENGTH_MAX = 60
+NOT_OF_CALLS = ("array", "array_running_max", "key")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,6 +115,9 @@ class Executor(BaseExecutor):
                 "a task imports the main module for its call, and that module makes an Executor; "
                 "put what starts the work under: if __name__ == '__main__':"
             )
+        unfit = [name for name in NOT_OF_CALLS if name in options]
+        if unfit:
+            raise InvalidValue(f"{unfit[0]} cannot be an option of calls: each is a task by itself")
         TaskSpec(["python"], **options).to_wire()
         self._address = client.address if client else controller_address(None, None)
         self._user = client.user if client else None

@@ -155,7 +155,8 @@ class Flows:
                     patience.reset()
                     info = TaskInfo.from_wire(response.task)
                     if info.ended:
-                        pending.pop(info.id, None)
+                        for name in info.names:
+                            pending.pop(name, None)
                     for selected in select(info):
                         yield Item(selected)
                 if pending:
@@ -312,7 +313,7 @@ def _in_order(ids: Sequence[str]) -> Select:
 
     def select(info: TaskInfo) -> Iterable[TaskInfo]:
         if info.ended:
-            ended[info.id] = info
+            ended.update(dict.fromkeys(info.names, info))
         while waiting and waiting[0] in ended:
             yield ended[waiting.popleft()]
 

@@ -7,15 +7,24 @@ The rule: values are frozen and carry plain Python types; the wire's messages st
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from mass.errors import InvalidValue
 from mass.units import duration_ns, size_bytes
 from mass.v1 import types_pb2
+
+_TASK_ID = re.compile(r"[1-9]\d{0,17}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", re.ASCII)
+_DEPENDENCY_KINDS = {
+    "ok": types_pb2.DEPENDENCY_KIND_OK,
+    "any": types_pb2.DEPENDENCY_KIND_ANY,
+    "fail": types_pb2.DEPENDENCY_KIND_FAIL,
+}
 
 
 class TaskState(Enum):
@@ -80,6 +89,17 @@ class TaskOptions(TypedDict, total=False):
     requeue: bool
     env: Mapping[str, str]
     cwd: str | os.PathLike[str] | None
+    constraint: str | None
+    prefer: Literal["spread", "pack"] | None
+    gpus: int
+    stdout: str | os.PathLike[str] | None
+    stderr: str | os.PathLike[str] | None
+    hold: bool
+    retry_delay: str | timedelta | None
+    after: str | int | Sequence[str | int]
+    key: str | None
+    array: str | None
+    array_running_max: int
     mem_exact: bool
     input_size: str | int | None
     oom_group: bool
@@ -98,6 +118,17 @@ class _Options:
     requeue: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | os.PathLike[str] | None = None
+    constraint: str | None = None
+    prefer: Literal["spread", "pack"] | None = None
+    gpus: int = 0
+    stdout: str | os.PathLike[str] | None = None
+    stderr: str | os.PathLike[str] | None = None
+    hold: bool = False
+    retry_delay: str | timedelta | None = None
+    after: str | int | Sequence[str | int] = ()
+    key: str | None = None
+    array: str | None = None
+    array_running_max: int = 0
     mem_exact: bool = False
     input_size: str | int | None = None
     oom_group: bool = False
@@ -123,6 +154,19 @@ class TaskSpec(_Options):
     * `input_size`: the size of what it reads, by which tasks of one category are told apart.
     * `oom_group`: True ends all its processes at the hard limit, not the biggest only.
     * `cwd`: its directory on the node, a relative one taken from here; None: the attempt's own.
+    * `constraint`: what a node must be like, `"label=ssd and cpus>=8"`; None: any node will do.
+    * `prefer`: `"spread"` takes the node with the most memory left, `"pack"` the one with the
+      least that is enough; None leaves it to the controller.
+    * `gpus`: whole GPUs it occupies.
+    * `stdout`, `stderr`: files on the node instead of MASS's own, in which `%j` is the task's id,
+      `%a` its array index and `%t` its attempt; a relative one is taken from here.
+    * `hold`: submit it HELD.
+    * `retry_delay`: the wait before the first retry, doubled with each one; None means 1 s.
+    * `after`: tasks or arrays it waits for, each an id or the `key` of another task of the same
+      call, alone for success or with `:ok`, `:any`, `:fail`: `["12", "prepare:any"]`.
+    * `key`: a name for it within its call: letters, digits, `_`, `.` and `-`, no digit first.
+    * `array`: the indexes that make it many tasks, `"1-1000"`, `"0-9,20"` or `"0-100:10"`.
+    * `array_running_max`: elements placed at once; 0 means no bound.
 
     Example: `TaskSpec(["align", "s1.fq"], mem="2GiB", time_limit="1h")`.
     """
@@ -147,29 +191,75 @@ class TaskSpec(_Options):
             "retries": self.retries,
             "no_requeue": not self.requeue,
             "environment": dict(self.env),
+            "constraint": self.constraint or "",
+            "gpus": self.gpus,
+            "hold": self.hold,
+            "after": _dependencies(self.after),
+            "key": _key(self.key),
+            "memory_exact": self.mem_exact,
+            "oom_group": self.oom_group,
         }
-        fields["memory_exact"] = self.mem_exact
-        fields["oom_group"] = self.oom_group
-        if self.input_size is not None:
-            fields["input_bytes"] = size_bytes(self.input_size, "input_size")
-        if self.mem is not None and self.mem != "auto":
-            fields["memory_request_bytes"] = size_bytes(self.mem, "mem")
-        if self.mem_limit is not None:
-            fields["memory_limit_bytes"] = size_bytes(self.mem_limit, "mem_limit")
+        sizes = (
+            ("memory_request_bytes", "mem", None if self.mem == "auto" else self.mem),
+            ("memory_limit_bytes", "mem_limit", self.mem_limit),
+            ("input_bytes", "input_size", self.input_size),
+        )
+        fields |= {name: size_bytes(size, word) for name, word, size in sizes if size is not None}
+        paths = (
+            ("working_directory", self.cwd),
+            ("stdout_path", self.stdout),
+            ("stderr_path", self.stderr),
+        )
+        fields |= {name: os.path.abspath(path) for name, path in paths if path is not None}
         if self.cpus is not None:
             # The wire's 0 means the default, so a 0 that was written must not get there.
             if not self.cpus > 0:
                 raise InvalidValue(f"cpus {self.cpus} must be above 0")
             fields["cpus"] = self.cpus
-        if self.cwd is not None:
-            fields["working_directory"] = os.path.abspath(self.cwd)
+        if self.prefer is not None:
+            fields["preference"] = _preference(self.prefer)
+        if self.array is None and self.array_running_max:
+            raise InvalidValue(f"array_running_max {self.array_running_max} is of no array")
         try:
             message = types_pb2.TaskSpec(**fields)
+            if self.array is not None:
+                message.array.indexes = self.array
+                message.array.running_max = self.array_running_max
         except (TypeError, ValueError) as error:
             raise InvalidValue(f"the task {list(self.command)[:1]} cannot be: {error}") from error
         if self.time_limit is not None:
             message.time_limit.FromNanoseconds(duration_ns(self.time_limit))
+        if self.retry_delay is not None:
+            message.retry_delay.FromNanoseconds(duration_ns(self.retry_delay, "retry_delay", 0))
         return message
+
+
+def _preference(text: str) -> int:
+    if text not in ("spread", "pack"):
+        raise InvalidValue(f"prefer '{text}' is not spread or pack")
+    return types_pb2.Preference.Value(f"PREFERENCE_{text.upper()}")
+
+
+def _key(text: str | None) -> str:
+    if text is not None and not _KEY.fullmatch(text):
+        raise InvalidValue(f"key '{text[:80]}' must be letters, digits, '_', '.' and '-'")
+    return text or ""
+
+
+def _dependencies(after: str | int | Sequence[str | int]) -> list[types_pb2.Dependency]:
+    """Return what is waited for, as the command line's --after is read."""
+    found = []
+    for wanted in (after,) if isinstance(after, str | int) else after:
+        name, colon, kind = str(wanted).rpartition(":")
+        if not colon:
+            name, kind = str(wanted), "ok"
+        is_id = _TASK_ID.fullmatch(name) is not None
+        if kind not in _DEPENDENCY_KINDS or not (is_id or _KEY.fullmatch(name)):
+            raise InvalidValue(f"after '{wanted}' is not ID, ID:ok, ID:any or ID:fail")
+        dependency = types_pb2.Dependency(task_id=name) if is_id else types_pb2.Dependency(key=name)
+        found.append(dependency)
+        dependency.kind = _DEPENDENCY_KINDS[kind]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +295,13 @@ class TaskInfo:
     oom_cause: OomCause
     failures: int
     memory_requeues: int
+    array_id: str = ""  # the array it is an element of; empty when it is none
+    array_index: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The texts that name it: its id, and of an element ARRAY_INDEX as well."""
+        return (self.id, f"{self.array_id}_{self.array_index}") if self.array_id else (self.id,)
 
     @property
     def ended(self) -> bool:
@@ -243,6 +340,8 @@ class TaskInfo:
             oom_cause=_word(OomCause, types_pb2.OomCause, task.oom_cause, "OOM_CAUSE_"),
             failures=task.failures,
             memory_requeues=task.memory_requeues,
+            array_id=task.array_id,
+            array_index=task.array_index,
         )
 
 

@@ -174,6 +174,7 @@ def node_record(node: types_pb2.Node) -> Record:
     return {
         "id": node.id,
         "state": node_state(node),
+        "state_reason": node.state_reason or None,
         "scheduling": node_scheduling(node),
         "scheduling_reason": node.scheduling_reason or None,
         "scheduling_by": node.scheduling_by or None,

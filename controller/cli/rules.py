@@ -30,11 +30,17 @@ def check_rules(
 ) -> None:
     """Read rules files as the controller would; no controller is asked."""
     with open_session(output=output) as session:
-        from controller.rulefile import load_rules
+        from controller.rulefile import RuleFileError, find_mistakes, load_rules
 
+        # All together: a name may not stand in two files.
+        mistakes, are_all = find_mistakes(files)
+        if mistakes:
+            lines = [mistake.message for mistake in mistakes]
+            if len(lines) > 1 or not are_all:
+                more = "" if are_all else ", the first of more"
+                lines.append(f"{len(lines)} mistakes{more}")
+            raise RuleFileError("\n".join(lines))
         counts = [(str(file), len(load_rules([file]).rules)) for file in files]
-        # Together they must load as well: a name may not stand in two files.
-        load_rules(files)
         if session.json:
             print_json([{"file": file, "rules": count} for file, count in counts])
             return

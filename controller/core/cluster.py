@@ -82,6 +82,7 @@ class Cluster:
         self.next_reservation_id = 1
         self.submissions: OrderedDict[str, Submission] = OrderedDict()
         self.next_task_id = 1
+        self.cluster_id = ""  # names the store that all ids are of
         # Why the waiting tasks of a shape were refused in the last cycle.
         self.refusals = Refusals()
         # Waiting tasks that later ones were placed past, and since when; who keeps which node.
@@ -372,6 +373,7 @@ class Cluster:
         now_ns: int,
         reservations: tuple[MemoryReservation, ...] = (),
         next_reservation_id: int = 1,
+        cluster_id: str = "",
     ) -> None:
         """Take over what the store remembers. The ledger is derived: it is built anew from it."""
         assert not self.tasks
@@ -423,6 +425,7 @@ class Cluster:
         for submission in submissions:
             self.submissions[submission.request_id] = submission
         self.next_task_id = next_task_id
+        self.cluster_id = cluster_id
         self._settling_until_ns = now_ns + self.limits.sample_hold_ns
         slots = {record.node.id: record.slot for record in self.nodes.values()}
         self.update_task_rows()

@@ -38,6 +38,7 @@ class NodeJoined:
     stream: int  # the engine's number of the stream; a later one replaces an earlier one
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus: int = 0
+    cluster_id: str = ""  # the one whose tasks the attempts are of; empty when it knows none
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,8 @@ def _refusal_of(
 def _not_ready(results: Results, record: NodeRecord) -> str:
     """Return why a node takes no tasks at all, "" where it does."""
     if record.stream is None:
-        return f"the node is not connected ({record.state.value})"
+        why = "its agent has left" if record.has_left else "the node is not connected"
+        return f"{why} ({record.state.value})"
     if record.state is not NodeState.READY:
         return f"the node is {record.state.value}"
     if record.leaving_until_ns:

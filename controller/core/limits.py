@@ -70,6 +70,7 @@ class Limits:
     constraint_length_max: int = 1_000
     user_tasks_max: int = 0  # of one user placed at once; 0: no bound
     fair_share: bool = True  # of equal priority, who uses less memory goes first
+    fair_share_half_life_ns: int = 7 * 24 * 3_600 * SECOND_NS  # of use that is past; 0 forgets it
 
     # Reservations of memory for something that is not a task.
     reservations_max: int = 100

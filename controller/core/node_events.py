@@ -58,6 +58,7 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
     record.stream = event.stream
     record.sampled = False
     record.leaving_until_ns = 0
+    record.has_left = False
     cluster.table.intake_stopped[record.slot] = False
     cluster.leaving.discard(event.node_id)
     record.last_seen_ns = event.at_ns
@@ -135,7 +136,10 @@ def _node(event: NodeJoined, before: Node | None) -> Node:
 def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Commands:
     """Compare the agent's attempts with ours: resend, stop, forget; what is missing is settled
     when a sample has come."""
-    known = {(attempt.task_id, attempt.attempt): attempt for attempt in event.attempts}
+    # What an agent still has of another cluster it ends by itself: the numbers mean other tasks.
+    ours = event.cluster_id in ("", cluster.cluster_id)
+    attempts = event.attempts if ours else ()
+    known = {(attempt.task_id, attempt.attempt): attempt for attempt in attempts}
     after: Commands = []
     missing: list[tuple[int, int]] = []
     for task_id in sorted(record.task_ids):
@@ -201,11 +205,14 @@ def _never_arrived(task: Task, instance_id: str) -> bool:
 
 
 def on_node_left(cluster: Cluster, event: NodeLeft) -> Commands:
-    """Note that a stream has ended; silence decides the rest, unless the agent said goodbye."""
+    """Note that a stream has ended; silence decides the rest, unless the agent said goodbye: then
+    the node is DOWN at once."""
     record = cluster.nodes.get(event.node_id)
     if record is None or record.stream != event.stream:
         return []
     record.stream = None
+    if event.goodbye:  # nobody is to be waited for
+        record.has_left, record.state = True, NodeState.DOWN
     cluster.table.refresh_open(record)
     commands: Commands = []
     if event.goodbye:
@@ -284,7 +291,7 @@ def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
         assert node_id is not None
         record = cluster.nodes[node_id]
         silent_ns = now_ns - record.last_seen_ns
-        down = silent_ns >= limits.node_down_ns
+        down = record.has_left or silent_ns >= limits.node_down_ns
         record.state = NodeState.DOWN if down else NodeState.UNREACHABLE
         cluster.table.refresh_open(record)
         if silent_ns >= lost_after_ns:

@@ -28,6 +28,7 @@ class NodeRecord:
     last_seen_ns: int
     stream: int | None = None  # the open stream, if any
     sampled: bool = False  # a sample has arrived on this stream
+    has_left: bool = False  # its agent said goodbye and has not come back
     leaving_until_ns: int = 0  # its agent ends its attempts: until then it gets no new ones
     acknowledged_sequence: int = 0
     task_ids: set[int] = field(default_factory=set)  # placed here

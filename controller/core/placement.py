@@ -24,7 +24,6 @@ def _all_match(constraint: str) -> Bools:
     raise AssertionError(f"nothing is known about nodes to hold against '{constraint}'")
 
 
-
 @dataclass(slots=True)
 class Offers:
     """What the nodes offer in this cycle, by slot; placing a task takes from it."""
@@ -44,6 +43,8 @@ class Offers:
     gpus: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     gpus_free: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     matching: Callable[[str], Bools] = _all_match  # where a constraint holds
+    # By kept slot: how long a task may run there before whom it is kept for could start.
+    spare_ns: Mapping[int, int] = field(default_factory=dict)
 
     def take(self, slot: int, shape: Shape) -> None:
         """Count a placed task against its node and its machine."""
@@ -231,10 +232,20 @@ class Chooser:
 class _Round:
     """One walk through the queue."""
 
-    def __init__(self, queue: PendingQueue, offers: Offers, kept_for: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        queue: PendingQueue,
+        offers: Offers,
+        kept_for: Mapping[int, int],
+    ) -> None:
         self.offers = offers
         self.kept = np.zeros(len(offers.open), dtype=np.bool_)
-        self.choosers: dict[tuple[float, int, str], Chooser] = {}  # by cpus, gpus, constraint
+        self.spare_ns = np.zeros(len(offers.open), dtype=np.int64)
+        for slot, time_ns in offers.spare_ns.items():
+            self.spare_ns[slot] = time_ns
+        self._backfills = any(time_ns > 0 for time_ns in offers.spare_ns.values())
+        # By cpus, gpus, constraint and, where a short task may go to a kept node, its time limit.
+        self.choosers: dict[tuple[float, int, str, int], Chooser] = {}
         self.result = Placements(Refusals(offers, self.kept))
         # Tasks of one shape are interchangeable: a node kept for one of them serves the first.
         self.kept_for: dict[Shape, list[int]] = {}
@@ -244,12 +255,16 @@ class _Round:
 
     def choose(self, shape: Shape) -> int | None:
         """Return the best slot for a task of this shape, or None."""
-        if self._hopeless(shape):
+        short = self._backfills and shape.time_limit_ns > 0
+        if not short and self._hopeless(shape):
             return None
-        kind = (shape.cpus, shape.gpus, shape.constraint)
+        kind = (shape.cpus, shape.gpus, shape.constraint, shape.time_limit_ns if short else 0)
         chooser = self.choosers.get(kind)
         if chooser is None:
-            chooser = self.choosers[kind] = Chooser(self.offers, self.kept)
+            kept = self.kept
+            if short:
+                kept = kept & (self.spare_ns < shape.time_limit_ns)
+            chooser = self.choosers[kind] = Chooser(self.offers, kept)
         slot = chooser.choose(shape)
         plain = not shape.gpus and not shape.constraint
         if slot is None and plain and len(self._refused_bytes) < REFUSED_CPUS_MAX:
@@ -282,7 +297,8 @@ def place(
     """Place waiting tasks in order until none fits any more.
 
     kept_for maps a waiting task's id to the slot that is kept free for it: shapes that come later
-    in the order do not get that slot. At most `room` tasks are placed.
+    in the order do not get that slot, unless their time limit is within what the offers spare of
+    it. At most `room` tasks are placed.
     """
     quotas = Quotas() if quotas is None else quotas
     walk = _Round(queue, offers, kept_for)

@@ -27,6 +27,7 @@ class Shape:
     gpus: int = 0
     constraint: str = ""
     pack: bool = False
+    time_limit_ns: int = 0  # 0: none; a short task may run where a node is kept free for another
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def shape_of(task: Task) -> Shape:
         spec.gpus,
         spec.constraint,
         spec.preference is Preference.PACK,
+        spec.time_limit_ns or 0,
     )
 
 

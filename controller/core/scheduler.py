@@ -30,6 +30,7 @@ from controller.core import (
     submit_events,
     task_events,
 )
+from controller.core.backfill import Room, free_at_ns
 from controller.core.cluster import Cluster, with_state
 from controller.core.commands import Command, Notify, SaveAlert, SaveTask, SendAssignment
 from controller.core.errors import LimitReached, PoolIsExhausted
@@ -195,21 +196,39 @@ class Scheduler:
         cluster.learning.offer(results.now_ns, largest_size_bytes(results.offers))
         elastic = cluster.limits.memory_limits is MemoryLimits.ELASTIC
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
+        cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)
         quotas = Quotas(
             cluster.accounts.task_counts(),
             cluster.arrays.placed(),
             cluster.limits.user_tasks_max,
-            cluster.accounts.memory_bytes() if cluster.limits.fair_share else None,
+            cluster.accounts.shares() if cluster.limits.fair_share else None,
             dict(cluster.category_tasks),
             cluster.learning.is_guess,
             cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
         )
+        results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
         cluster.refusals = placements.refused
         self._planned = placements.placed
         for task_id in sorted(placements.overtaken):
             cluster.overtaken_since_ns.setdefault(task_id, results.now_ns)
         self._keep_nodes(results)
+
+    def _spare_ns(self, results: Results) -> dict[int, int]:
+        """Return for each kept slot how long a task may run there and delay nobody."""
+        cluster, offers = self.cluster, results.offers
+        grace_ns = cluster.limits.cancel_grace_ns
+        spare_ns: dict[int, int] = {}
+        for task_id, slot in sorted(cluster.kept_slots.items()):
+            node_id = cluster.table.ids[slot]
+            assert node_id is not None
+            gpus = int(offers.gpus_free[slot]) if len(offers.gpus_free) else 0
+            room = Room(int(offers.promise[slot]), float(offers.cpus_free[slot]), gpus)
+            tasks = [cluster.tasks[i] for i in sorted(cluster.nodes[node_id].task_ids)]
+            free_ns = free_at_ns(cluster.queue.shape(task_id), room, tasks, grace_ns)
+            if free_ns is not None:
+                spare_ns[slot] = free_ns - grace_ns - results.now_ns
+        return spare_ns
 
     def _keep_nodes(self, results: Results) -> None:
         """Keep a node free for tasks that others have overtaken for too long."""

@@ -78,6 +78,7 @@ class Stored:
     # The latest Limits.category_attempts_max of each category, of at most Limits.categories_max
     # categories (those that ended last), in the order in which they ended.
     attempts: tuple[Attempt, ...] = ()
+    cluster_id: str = ""  # drawn when the store was made; a copy of it keeps it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A new store is made from the tables and stamped by hand, as importing alembic ta
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from controller.store.directory import DataDirectory
 from controller.store.statements import compiled
 from controller.store.tables import APPLICATION_ID, HEAD_REVISION, METADATA, NO_REVISION
 
+CLUSTER_ID = "cluster_id"  # among the counters, though it never counts
+_CLUSTER_NAMED = "SELECT 1 FROM counters WHERE name = ?"
 MIGRATIONS = Path(__file__).parent / "migrations"
 _UPGRADE_COPIES_MAX = 100
 
@@ -39,6 +42,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     if _is_empty(connection):
         with transaction(connection):
             _create(connection)
+            _name_cluster(connection)
         return
     revision = revision_of(connection, path)
     if revision < HEAD_REVISION:
@@ -51,6 +55,16 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     if revision > HEAD_REVISION:
         raise _too_new(path, revision)
+    # One that was made before stores had names.
+    if not connection.execute(_CLUSTER_NAMED, (CLUSTER_ID,)).fetchone():
+        with transaction(connection):
+            _name_cluster(connection)
+
+
+def _name_cluster(connection: sqlite3.Connection) -> None:
+    """Draw the number by which agents tell this store from one that had the same task ids."""
+    number = secrets.randbelow(1 << 63)
+    connection.execute("INSERT INTO counters (name, value) VALUES (?, ?)", (CLUSTER_ID, number))
 
 
 def revision_of(connection: sqlite3.Connection, path: Path) -> str:

@@ -20,6 +20,7 @@ from controller.store.rows import (
     submission_from,
     tasks_from,
 )
+from controller.store.schema import CLUSTER_ID
 from controller.store.sqlite_writer import NEXT_RESERVATION_ID, NEXT_TASK_ID
 
 ID_MAX = (1 << 63) - 1  # above every id and every instant
@@ -45,6 +46,7 @@ class Reader:
                     map(reservation_from, self._all(statements.select_reservations()))
                 ),
                 next_reservation_id=self.next_reservation_id(),
+                cluster_id=self.cluster_id(),
                 attempts=self.latest_attempts(limits),
             )
 
@@ -76,6 +78,11 @@ class Reader:
         """Return an id above every one that a reservation ever had."""
         counted = self._all(statements.select_counter(), NEXT_RESERVATION_ID)
         return int(counted[0][0]) if counted else 1
+
+    def cluster_id(self) -> str:
+        """Return the name of this store and its copies: 16 hexadecimal digits."""
+        ((number,),) = self._all(statements.select_counter(), CLUSTER_ID)
+        return f"{number:016x}"
 
     def tasks(self, before_id: int, limit: int, wanted: TaskFilter) -> list[Task]:
         """Return a page of tasks, newest first."""

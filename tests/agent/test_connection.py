@@ -19,6 +19,7 @@ from support.fake_controller import (
     welcome,
 )
 from support.lone_agent import Agent
+from support.processes import until
 
 from agent import connection as connection_module
 from agent.connection import AgentRefused
@@ -75,8 +76,7 @@ async def test_a_task_is_started_reported_acknowledged_and_forgotten(
     assert (end.ended.exit_code, end.ended.stdout_tail, end.ended.stderr_tail) == (3, b"out", b"")
     assert (agent.work_dir / "reports" / "ends").stat().st_size > 0
     stream.send(acknowledge(2))
-    await settle()
-    assert agent.attempts.lifecycle.known() == ()
+    await until(lambda: agent.attempts.lifecycle.known() == ())
     assert (agent.work_dir / "reports" / "ends").stat().st_size == 0
 
 
@@ -145,7 +145,7 @@ async def test_an_end_survives_the_crash_of_its_agent(
     (report,) = await stream.until_reports(1)
     assert (report.sequence, report.ended.exit_code) == (1, 7)
     stream.send(acknowledge(1))
-    await settle()
+    await until(lambda: second.attempts.lifecycle.known() == ())
     await second.crash()
     assert (tmp_path / "reports" / "ends").stat().st_size == 0
 
@@ -269,9 +269,8 @@ async def test_what_the_welcome_forgets_is_killed_without_a_report(
     await controller.welcomed(
         acknowledged_sequence=1, forget=[agent_pb2.KnownAttempt(task_id=1, attempt=1)]
     )
-    await settle()
+    await until(lambda: agent.attempts.lifecycle.known() == ())
     assert agent.runner.signals == [("kill", (1, 1))]
-    assert agent.attempts.lifecycle.known() == ()
 
 
 @pytest.mark.parametrize(
@@ -458,3 +457,27 @@ async def test_leaving_without_a_controller_keeps_the_ends_on_disk(
     async with asyncio.timeout(5):
         await agent.connection.leave("told to end", 50_000_000, 5.0)
     assert (agent.work_dir / "reports" / "ends").read_bytes().startswith(b"[1, 1, ")
+
+
+async def test_what_is_of_another_cluster_is_ended_and_never_told_to_this_one(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection_module, "BACKOFF_MAX_SECONDS", 0.05)
+    stream = await controller.welcomed(cluster_id="old")
+    stream.send(assign(1, 2))
+    await stream.until_reports(2)
+    agent.runner.end((1, 1), exit_code=7)
+    await stream.until_reports(3)
+    stream.end()
+    first = await controller.welcomed(cluster_id="new")
+    hello = first.hello()
+    assert (hello.cluster_id, len(hello.attempts)) == ("old", 2)
+    following = await controller.welcomed(cluster_id="new")
+    while following.hello().attempts:  # until the last process is gone
+        following = await controller.welcomed(cluster_id="new")
+    assert agent.runner.signals == [("kill", (2, 1))]
+    following.send(assign(1))
+    (report,) = await following.until_reports(1)
+    assert (report.task_id, report.HasField("started")) == (1, True)
+    assert first.reports() == []
+    assert (tmp_path / "reports" / "cluster").read_text() == "new"

@@ -274,6 +274,44 @@ def test_watchdog_keeps_a_process_it_saw_however_it_detaches() -> None:
     watchdog.remove(group)
 
 
+@pytest.mark.parametrize("collected", [True, False])
+def test_process_that_ends_during_a_look_is_not_over_a_limit(
+    collected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchdog = Watchdog(NODE)
+    group = watchdog.prepare()
+    watchdog.set_limit(group, 50 * MIB)
+    with subprocess.Popen(eater(100, 1000), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        watchdog.started(group, child.pid)
+        seen = read_processes()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        if collected:
+            child.wait()
+        monkeypatch.setattr("agent.watchdog.read_processes", lambda: seen)
+        watchdog.poll()
+    assert (watchdog.usage(group), watchdog.oom_kills(group)) == (0, 0)
+
+
+def test_process_that_is_slow_to_die_is_killed_for_memory_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watchdog = Watchdog(NODE)
+    group = watchdog.prepare()
+    watchdog.set_limit(group, 50 * MIB)
+    with subprocess.Popen(eater(100, 1000), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        watchdog.started(group, child.pid)
+        monkeypatch.setattr("agent.watchdog.send_signal", lambda pids, number: len(list(pids)))
+        watchdog.poll()
+        watchdog.poll()
+        child.kill()
+    assert watchdog.oom_kills(group) == 1
+
+
 def test_watchdog_sweeps_only_ended_lives_of_its_own_name() -> None:
     marks = {
         "ours": f"{NODE}:4194304-1:1",

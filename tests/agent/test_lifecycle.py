@@ -16,6 +16,7 @@ from agent.attempt import (
     Disarm,
     Disconnect,
     Ended,
+    Estranged,
     Event,
     Exited,
     Forgotten,
@@ -420,3 +421,24 @@ def test_any_order_of_events_keeps_the_rules(seed: int) -> None:
                 assert command.key[0] not in {other[0] for other in processes}
                 processes.add(command.key)
         assert processes == set(lifecycle.live())
+
+
+def test_nothing_of_another_cluster_is_reported_any_more() -> None:
+    life = Lifecycle()
+    for key in ((1, 1), (2, 1), (3, 1)):
+        life.handle(assigned(key), 0)
+        life.handle(StartSucceeded(key, 9, 1), 0)
+    life.handle(Exited((1, 1), DONE), 0)
+    life.handle(StopAsked((2, 1), GRACE_NS), 0)
+    commands = life.handle(Estranged(), 0)
+    assert [c for c in commands if isinstance(c, Kill)] == [Kill((2, 1)), Kill((3, 1))]
+    assert Forgotten((1, 1)) in commands
+    for key in ((2, 1), (3, 1)):
+        commands = life.handle(Exited(key, DONE), 0)
+        assert not [c for c in commands if isinstance(c, ReportReady)]
+    assert (life.known(), list(life.unacknowledged)) == ((), [])
+    life.check()
+    life.handle(assigned((1, 1)), 0)
+    life.handle(StartSucceeded((1, 1), 9, 1), 0)
+    assert [report.key for report in life.unacknowledged] == [(1, 1)]
+    life.check()

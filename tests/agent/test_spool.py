@@ -145,3 +145,14 @@ def test_ends_are_read_back_from_a_full_disk_and_the_next_is_kept_behind_them(
 
 def _refuse(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_spool_knows_of_which_cluster_it_is(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.cluster_id == ""
+    spool.join("one")
+    spool.join("two")
+    spool.close()
+    again = Spool(tmp_path)
+    assert again.cluster_id == "two"
+    again.close()

@@ -117,7 +117,10 @@ class FakeController(
         self.output_note = ""
         self.submits: list[task_pb2.SubmitTasksRequest] = []
         self.cancels: list[task_pb2.CancelTasksRequest] = []
+        self.controls: list[task_pb2.ControlTasksRequest] = []
+        self.refused: dict[str, str] = {}  # by task: why an action does not apply
         self.cordons: list[node_pb2.CordonNodeRequest] = []
+        self.drains: list[node_pb2.DrainNodeRequest] = []
         self.log_requests: list[task_pb2.ReadTaskLogRequest] = []
         self.unavailable_next = 0
         self.refuse_next: tuple[grpc.StatusCode, str, str, dict[str, str]] | None = None
@@ -171,6 +174,15 @@ class FakeController(
             self.tasks[task_id] = task(task_id, "CANCELLED")
         self.cancelled.set()
         return task_pb2.CancelTasksResponse(tasks=[self.tasks[one] for one in request.ids])
+
+    def ControlTasks(  # noqa: N802
+        self, request: task_pb2.ControlTasksRequest, context: grpc.ServicerContext
+    ) -> task_pb2.ControlTasksResponse:
+        self.controls.append(request)
+        return task_pb2.ControlTasksResponse(
+            tasks=[self._task(task_id, context) for task_id in request.ids],
+            refused=[self.refused.get(task_id, "") for task_id in request.ids],
+        )
 
     def WatchTasks(  # noqa: N802
         self, request: task_pb2.WatchTasksRequest, context: grpc.ServicerContext
@@ -226,9 +238,7 @@ class FakeController(
     def GetNode(  # noqa: N802
         self, request: node_pb2.GetNodeRequest, context: grpc.ServicerContext
     ) -> node_pb2.GetNodeResponse:
-        if request.id not in self.nodes:
-            refuse(context, grpc.StatusCode.NOT_FOUND, f"no node '{request.id}'", "NOT_FOUND")
-        return node_pb2.GetNodeResponse(node=self.nodes[request.id])
+        return node_pb2.GetNodeResponse(node=self._node(request.id, context))
 
     def CordonNode(  # noqa: N802
         self, request: node_pb2.CordonNodeRequest, context: grpc.ServicerContext
@@ -238,6 +248,23 @@ class FakeController(
         found.scheduling = types_pb2.SCHEDULING_CORDONED
         found.scheduling_reason = request.reason
         return node_pb2.CordonNodeResponse(node=found)
+
+    def DrainNode(  # noqa: N802
+        self, request: node_pb2.DrainNodeRequest, context: grpc.ServicerContext
+    ) -> node_pb2.DrainNodeResponse:
+        self.drains.append(request)
+        found = self._node(request.id, context)
+        found.scheduling = types_pb2.SCHEDULING_DRAINING
+        found.scheduling_reason = request.reason
+        return node_pb2.DrainNodeResponse(node=found)
+
+    def ForgetNode(  # noqa: N802
+        self, request: node_pb2.ForgetNodeRequest, context: grpc.ServicerContext
+    ) -> node_pb2.ForgetNodeResponse:
+        self._trouble(context)
+        self._node(request.id, context)
+        del self.nodes[request.id]
+        return node_pb2.ForgetNodeResponse()
 
     def UncordonNode(  # noqa: N802
         self, request: node_pb2.UncordonNodeRequest, context: grpc.ServicerContext
@@ -292,6 +319,11 @@ class FakeController(
                 context, grpc.StatusCode.NOT_FOUND, f"no task {task_id}", "NOT_FOUND", task=task_id
             )
         return self.tasks[task_id]
+
+    def _node(self, node_id: str, context: grpc.ServicerContext) -> types_pb2.Node:
+        if node_id not in self.nodes:
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"no node '{node_id}'", "NOT_FOUND")
+        return self.nodes[node_id]
 
     def _trouble(self, context: grpc.ServicerContext) -> None:
         if self.unavailable_next > 0:

@@ -43,6 +43,7 @@ def test_json_of_a_node_has_stable_keys(mass: Mass, fake: FakeController) -> Non
     assert shown == {
         "id": "n1",
         "state": "READY",
+        "state_reason": None,
         "scheduling": "ENABLED",
         "scheduling_reason": None,
         "scheduling_by": None,
@@ -228,6 +229,16 @@ def test_rules_check_asks_no_controller(
     outcome = mass("rules", "check", str(good))
     assert (outcome.code, outcome.out) == (0, f"{good}: 1 rule, no mistake found\n")
     assert mass("rules", "check", str(good), "-o", "json").json == [{"file": str(good), "rules": 1}]
+
+
+def test_rules_check_tells_all_mistakes(mass: Mass, tmp_path: Path) -> None:
+    bad = tmp_path / "rules.yaml"
+    rules = "".join(f"  - alert: A{n}\n    expr: nonsense > {n}\n" for n in range(25))
+    bad.write_text("groups:\n- name: g\n  rules:\n" + rules)
+    outcome = mass("rules", "check", str(bad))
+    assert outcome.code == 1
+    assert outcome.err.count("rule 'A") == 20
+    assert "20 mistakes, the first of more" in outcome.err
 
 
 def test_rules_check_names_the_place_of_a_mistake(mass: Mass, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | 
 PRINTED = [
     r"SUCCEEDED \d+ bytes at most\nhello\n\n",
     r"(\d+ SUCCEEDED 0\n){3}",
+    r"\['SUCCEEDED', 'SUCCEEDED'\]\n",
+    r"element 1\nelement 2\nelement 3\n",
     r"/etc/hostname \d+\n/etc/passwd \d+\n",
     r"working\n\['worker'\]\nCANCELLED\n",
     r"task \d+ \(sh\) ended FAILED: exited with code 3 3\n",

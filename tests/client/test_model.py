@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,20 @@ def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         requeue=False,
         env={"THREADS": "2"},
         cwd=Path("below"),
+        constraint="label=ssd",
+        prefer="pack",
+        gpus=1,
+        stdout="out-%j",
+        stderr="/err",
+        hold=True,
+        retry_delay="5s",
+        after=[12, "13:any", "prepare:fail"],
+        key="one",
+        array="1-3",
+        array_running_max=2,
+        mem_exact=True,
+        input_size="1KiB",
+        oom_group=True,
     )
     message = types_pb2.TaskSpec(
         command=["align", "s1.fq"],
@@ -45,10 +60,40 @@ def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         no_requeue=True,
         environment={"THREADS": "2"},
         working_directory=str(tmp_path / "below"),
+        constraint="label=ssd",
+        preference="PREFERENCE_PACK",
+        gpus=1,
+        stdout_path=str(tmp_path / "out-%j"),
+        stderr_path="/err",
+        hold=True,
+        after=[
+            types_pb2.Dependency(task_id="12", kind="DEPENDENCY_KIND_OK"),
+            types_pb2.Dependency(task_id="13", kind="DEPENDENCY_KIND_ANY"),
+            types_pb2.Dependency(key="prepare", kind="DEPENDENCY_KIND_FAIL"),
+        ],
+        key="one",
+        array=types_pb2.ArraySpec(indexes="1-3", running_max=2),
+        memory_exact=True,
+        input_bytes=1 << 10,
+        oom_group=True,
     )
     message.time_limit.FromSeconds(5_400)
+    message.retry_delay.FromSeconds(5)
     assert spec.to_wire() == message
+    # Whatever the wire may carry can be said: a field that is added there must come in here.
+    unsaid = {field.name for field in message.DESCRIPTOR.fields} - {
+        field.name for field, _ in message.ListFields()
+    }
+    assert not unsaid, f"the model of the client has no word for {sorted(unsaid)}"
     assert mass.TaskSpec(["true"]).to_wire() == types_pb2.TaskSpec(command=["true"])
+
+
+def test_options_are_the_fields_of_a_spec() -> None:
+    fields = {field.name: field for field in dataclasses.fields(mass.TaskSpec)}
+    options = set(mass.TaskOptions.__annotations__)
+    assert set(fields) == options | {"command"}
+    documented = mass.TaskSpec.__doc__ or ""
+    assert [name for name in fields if f"`{name}`" not in documented] == []
 
 
 @pytest.mark.parametrize(
@@ -63,6 +108,13 @@ def test_spec_becomes_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ({"env": {"A": 1}}, "the task \\['true'\\] cannot be"),
         ({"name": "\ud800"}, "the task \\['true'\\] cannot be"),
         ({"time_limit": "90"}, "time_limit '90' has no unit"),
+        ({"retry_delay": "90"}, "retry_delay '90' has no unit"),
+        ({"prefer": "best"}, "prefer 'best' is not spread or pack"),
+        ({"after": "12:soon"}, "after '12:soon' is not ID, ID:ok, ID:any or ID:fail"),
+        ({"after": ["0"]}, "after '0' is not ID"),
+        ({"key": "1a"}, "key '1a' must be letters"),
+        ({"array_running_max": 2}, "array_running_max 2 is of no array"),
+        ({"gpus": 1.5}, "the task \\['true'\\] cannot be"),
     ],
 )
 def test_option_that_cannot_be_is_named(options: dict[str, Any], words: str) -> None:

@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import mass
@@ -300,3 +300,9 @@ async def test_awaited_client_serves_many_waits_at_once(served: Served) -> None:
         tasks = await asyncio.gather(*(client.submit(["true"]) for _ in range(20)))
         infos = await asyncio.gather(*(one.result(timeout=10) for one in tasks))
     assert sorted(int(info.id) for info in infos) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("option", ["array", "array_running_max", "key"])
+def test_executor_refuses_what_a_single_call_cannot_be(option: str) -> None:
+    with pytest.raises(mass.InvalidValue, match=f"{option} cannot be an option of calls"):
+        mass.Executor(**cast(Any, {option: "1"}))

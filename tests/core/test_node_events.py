@@ -219,3 +219,31 @@ def test_what_an_agent_still_has_when_its_stream_breaks_waits_for_it() -> None:
         world.submit(spec())
         world.leave("n1")
         assert world.states(1) == ["ASSIGNED"]
+
+
+def test_attempts_of_another_cluster_are_not_taken_for_tasks_of_this_one() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec())
+        theirs = (KnownAttempt(1, 1, ended=True), KnownAttempt(9, 1, ended=False))
+        world.cluster.cluster_id = "ours"
+        commands = world.join("n1", attempts=theirs, cluster_id="theirs")
+        assert world.welcome().forget == ()
+        again = [c for c in commands if isinstance(c, SendAssignment)]
+        assert [(c.task.id, c.task.attempt) for c in again] == [(1, 1)]
+        world.join("n1", attempts=theirs, cluster_id="ours")
+        assert world.welcome().forget == (theirs[1],)
+
+
+def test_node_whose_agent_has_left_is_down_at_once_and_stays_so() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.leave("n1", goodbye=True)
+        record = world.cluster.nodes["n1"]
+        for silence in ("0s", "31s", "2m"):
+            world.advance(silence)
+            assert (record.state, record.has_left) == (NodeState.DOWN, True)
+        world.join("n1", instance="i2")
+        assert (record.state, record.has_left) == (NodeState.JOINING, False)
+        world.sample("n1")
+        assert record.state is NodeState.READY

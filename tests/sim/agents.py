@@ -26,6 +26,7 @@ from agent.attempt import (
     Ended,
     Event,
     Forgotten,
+    Freeze,
     GraceOver,
     GuardKilled,
     GuardStep,
@@ -95,9 +96,7 @@ class Agent:
         self.oom_kills = 0
         self.intake_stopped = False
         self.changed = self.world.nothing
-        self._outbox = Outbox(
-            cast(Any, self), cast(Any, self), clock_ns=self.world.timeline.now_ns
-        )
+        self._outbox = Outbox(cast(Any, self), cast(Any, self), clock_ns=self.world.timeline.now_ns)
         self.lifecycle.recover(sorted(machine.spool.items()))
         self.world.reports[self.instance_id] = list(self.lifecycle.unacknowledged)
         self._after(TICK_NS, self._tick)
@@ -205,6 +204,9 @@ class Agent:
             case Terminate(key) | Kill(key):
                 if key in processes:
                     processes[key].signal(15 if isinstance(command, Terminate) else 9)
+            case Freeze(key, paused):
+                if key in processes:
+                    processes[key].freeze(paused)
             case Arm(key, timer, delay_ns):
                 self._arm(key, timer, delay_ns)
             case Disarm(key):
@@ -255,7 +257,7 @@ class Agent:
             enforcement="watchdog",
             capabilities=(),
         )
-        hello = wire.encode_hello(identity, self.lifecycle.known())
+        hello = wire.encode_hello(identity, self.lifecycle.known(), self.machine.cluster_id)
         link.send_up(OPENING)
         link.send_up(hello.SerializeToString())
         self._after(WELCOME_NS, lambda: self._give_up_greeting(link))
@@ -277,6 +279,8 @@ class Agent:
             self.happen(Acknowledged(message.acknowledgement.sequence))
         elif kind == "stop":
             self.happen(wire.decode_stop(message.stop))
+        elif kind == "freeze":
+            self.happen(wire.decode_freeze(message.freeze))
         elif kind == "sampling":
             self._outbox.set_sampling(wire.decode_sampling(message.sampling), first=False)
         else:
@@ -295,6 +299,7 @@ class Agent:
         self._after(delay_ns, self.connect)
 
     def _begin(self, welcome: wire.Welcome) -> None:
+        self.machine.cluster_id = welcome.cluster_id
         self._failures = 0
         self.connected = True
         self._lease_ns = welcome.attempt_lease_ns

@@ -47,6 +47,7 @@ LIMITS = Limits(
     node_down_ns=60 * SECOND_NS,
     tasks_open_max=60,
     overtaken_max_ns=10 * SECOND_NS,
+    reservations_max=4,
     alerts_resolved_kept_ns=60 * SECOND_NS,
 )
 RULES = RuleSet(
@@ -219,6 +220,9 @@ class Controller:
             submissions=stored.submissions,
             next_task_id=stored.next_task_id,
             now_ns=world.timeline.now_ns(),
+            reservations=stored.reservations,
+            next_reservation_id=stored.next_reservation_id,
+            cluster_id=stored.cluster_id,
         )
         self.cluster.learn(stored.attempts)
         self.engine = DrivenEngine(self, Scheduler(self.cluster), store)

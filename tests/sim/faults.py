@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,11 +15,18 @@ from sim.agents import Agent
 from sim.controllers import LIMITS
 
 from agent.lifecycle import Lifecycle
-from controller.core import node_events, task_events
+from controller.core import (
+    drain_events,
+    node_events,
+    reservation_events,
+    submit_events,
+    task_events,
+)
 from controller.core.cluster import Cluster
-from controller.core.commands import Command, SaveSubmission, SendWelcome
+from controller.core.commands import Command, SaveNode, SaveSubmission, SendWelcome
 from controller.core.events import AttemptEnded, AttemptStarted, Event
-from controller.core.model import PLACED_STATES, Task, TaskState
+from controller.core.model import PLACED_STATES, Scheduling, Task, TaskState
+from controller.core.placement import Quotas
 from controller.core.scheduler import Scheduler
 from controller.engine import Engine
 
@@ -60,6 +68,16 @@ def _reservation_kept(cluster: Cluster, task_id: int) -> None:
         _release(cluster, task_id)
 
 
+def _all_drained(cluster: Cluster, now_ns: int) -> list[Command]:
+    commands: list[Command] = []
+    for node_id in sorted(cluster.draining):
+        record = cluster.nodes[node_id]
+        record.node = replace(record.node, scheduling=Scheduling.DRAINED)
+        commands.append(SaveNode(record.node))
+    cluster.draining.clear()
+    return commands
+
+
 def _nothing_recovered(lifecycle: Lifecycle, ended: object) -> None:
     """Forget the ends that an earlier agent kept."""
 
@@ -85,6 +103,18 @@ FAULTS: dict[str, Fault] = {
         lambda _: LIMITS.node_unreachable_ns,
     ),
     "the agent does not watch its lease": (Agent, "_check_lease", lambda _: None),
+    "a task starts although what it waits for had failed": (
+        submit_events,
+        "_end_hopeless",
+        lambda *_: [],
+    ),
+    "a node is called drained while it has tasks": (drain_events, "advance_drains", _all_drained),
+    "an expired reservation is kept": (
+        reservation_events,
+        "expire_reservations",
+        lambda *_: [],
+    ),
+    "an array takes no notice of its bound": (Quotas, "refusal", lambda *_: ""),
     "the agent forgets what it kept for its next life": (Lifecycle, "recover", _nothing_recovered),
 }
 

@@ -12,8 +12,18 @@ from mass.v1 import agent_pb2
 
 from agent.attempt import Ended, Key, Report
 from controller.core.cluster import Cluster
-from controller.core.commands import Save, SaveTask
-from controller.core.model import PLACED_STATES, Node, Task, TaskState
+from controller.core.commands import Save, SaveNode, SaveTask
+from controller.core.dependencies import fulfils
+from controller.core.model import (
+    PLACED_STATES,
+    MemoryReservation,
+    Node,
+    Scheduling,
+    Task,
+    TaskAction,
+    TaskState,
+)
+from controller.core.task_events import NODE_DRAINED
 
 if TYPE_CHECKING:
     from sim.machines import Machine
@@ -41,7 +51,9 @@ class Laws:
     accepted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     accepted_ids: list[int] = field(default_factory=list)
     executions: dict[Key, Execution] = field(default_factory=dict)
+    given_back: set[int] = field(default_factory=set)  # reservations that somebody gave back
     _alive: dict[int, Key] = field(default_factory=dict)  # task id: its one live attempt
+    _placed: list[Task] = field(default_factory=list)  # by the present commit
 
     # Machines.
 
@@ -59,6 +71,7 @@ class Laws:
             )
         _demand(key not in self.executions, f"attempt {key} is run a second time")
         _demand(not task.ended, f"task {key[0]} runs and is saved as {task.state.value}")
+        self._may_start(task)
         self.executions[key] = Execution(machine.node_id)
         self._alive[key[0]] = key
         reserved = sum(
@@ -68,6 +81,19 @@ class Laws:
         )
         capacity = self.world.capacity_bytes
         _demand(reserved <= capacity, f"{reserved} bytes run on {machine.node_id} of {capacity}")
+
+    def _may_start(self, task: Task) -> None:
+        """What a task waits for has ended as it hopes; an array keeps to its bound."""
+        tasks = self.world.disk.tasks
+        for wanted in task.spec.after:
+            for other in tasks.values():
+                if wanted.task_id in (other.id, other.array_id):
+                    met = other.ended and fulfils(wanted.kind, other.state)
+                    _demand(met, f"task {task.id} runs, {other.id} is {other.state.value}")
+        if task.spec.array_running_max:
+            running = [i for i in self._alive if tasks[i].array_id == task.array_id]
+            bound = task.spec.array_running_max
+            _demand(len(running) < bound, f"of array {task.array_id} run {running} and {task.id}")
 
     def process_gone(self, machine: Machine, key: Key) -> None:
         """Note that a process and its tree are gone."""
@@ -89,12 +115,20 @@ class Laws:
 
     def before_commit(self, saves: Sequence[Save]) -> None:
         """An end is final, attempts only count up, and a kept end is not called lost."""
+        changed: dict[int, Task] = {}
+        self._placed = []
         for save in saves:
             if not isinstance(save, SaveTask):
                 continue
-            before, task = self.world.disk.tasks.get(save.task.id), save.task
+            task = save.task
+            before = changed.get(task.id) or self.world.disk.tasks.get(task.id)
+            changed[task.id] = task
             if before is None:
                 continue
+            if task.state is TaskState.ASSIGNED and task.attempt > before.attempt:
+                self._placed.append(task)
+            held = before.state is TaskState.HELD and task.state in PLACED_STATES
+            _demand(not held, f"task {task.id} is held and was placed on {task.node_id}")
             if before.ended:
                 same = before.state is task.state
                 _demand(same, f"task {task.id} was {before.state.value}, now {task.state.value}")
@@ -102,10 +136,19 @@ class Laws:
             self._not_lost(before, task)
 
     def committed(self, saves: Sequence[Save]) -> None:
-        """No task that was accepted is missing."""
+        """No task that was accepted is missing, none is placed on a node that is to take none."""
         tasks = self.world.disk.tasks
+        for task in self._placed:
+            node = self.world.disk.nodes[task.node_id]
+            is_open = node.scheduling is Scheduling.ENABLED
+            _demand(is_open, f"task {task.id} is placed on {node.id}, {node.scheduling.value}")
         for task_id in self.accepted_ids:
             _demand(task_id in tasks, f"task {task_id} was accepted and is missing")
+        for save in saves:
+            if isinstance(save, SaveNode) and save.node.scheduling is Scheduling.DRAINED:
+                placed = (task for task in tasks.values() if task.state in PLACED_STATES)
+                left = [task.id for task in placed if task.node_id == save.node.id]
+                _demand(not left, f"{save.node.id} is called DRAINED and has tasks {left}")
 
     def _not_lost(self, before: Task, task: Task) -> None:
         if before.state not in PLACED_STATES or "no longer has it" not in task.reason:
@@ -120,9 +163,7 @@ class Laws:
 
     # What is told.
 
-    def told(
-        self, node_id: str, instance_id: str, message: agent_pb2.ControllerMessage
-    ) -> None:
+    def told(self, node_id: str, instance_id: str, message: agent_pb2.ControllerMessage) -> None:
         """Nothing is sent before it is saved."""
         tasks = self.world.disk.tasks
         for assignment in message.assignments.assignments:
@@ -137,8 +178,16 @@ class Laws:
         if message.HasField("stop"):
             stop = message.stop
             present = self._is_present(node_id, (stop.task_id, stop.attempt))
-            saved = not present or tasks[stop.task_id].cancelled
+            drained = present and tasks[stop.task_id].reason_code == NODE_DRAINED
+            saved = not present or drained or tasks[stop.task_id].cancelled
             _demand(saved, f"a stop of task {stop.task_id} is sent and was not saved")
+        if message.HasField("freeze"):
+            freeze = message.freeze
+            if self._is_present(node_id, (freeze.task_id, freeze.attempt)):
+                task = tasks[freeze.task_id]
+                # A later decision of the same turn may have been saved with it.
+                saved = task.state in (TaskState.PAUSED, TaskState.STOPPING, TaskState.RUNNING)
+                _demand(saved, f"a freeze of task {task.id} is sent, it is {task.state.value}")
         if message.HasField("welcome"):
             for known in message.welcome.forget:
                 mine = self._is_present(node_id, (known.task_id, known.attempt))
@@ -147,16 +196,18 @@ class Laws:
         if message.HasField("acknowledgement"):
             self._acknowledged(node_id, instance_id, message.acknowledgement.sequence)
 
-    def submit_answered(self, request_id: str, ids: tuple[int, ...], *, lost: bool) -> None:
+    def submit_answered(
+        self, request_id: str, ids: tuple[int, ...], task_ids: Sequence[int]
+    ) -> None:
         """A submit is answered with what is saved, and with the same again."""
         tasks, submission = self.world.disk.tasks, self.world.disk.submissions.get(request_id)
         _demand(submission is not None, f"{request_id} is answered and was not saved")
-        missing = [task_id for task_id in ids if task_id not in tasks]
+        missing = [task_id for task_id in task_ids if task_id not in tasks]
         _demand(not missing, f"{request_id} is answered, tasks {missing} were not saved")
         before = self.accepted.get(request_id)
         if before is None:
             self.accepted[request_id] = ids
-            self.accepted_ids += ids
+            self.accepted_ids += task_ids
         else:
             _demand(before == ids, f"{request_id} was answered {before}, now {ids}")
 
@@ -165,6 +216,29 @@ class Laws:
         for task_id in ids:
             task = self.world.disk.tasks[task_id]
             _demand(task.ended or task.cancelled, f"the cancel of {task_id} was not saved")
+
+    def control_answered(self, ids: tuple[int, ...], action: TaskAction, refused: object) -> None:
+        """What was asked is saved before it is answered."""
+        assert isinstance(refused, tuple)
+        for task_id, why in zip(ids, refused, strict=True):
+            task = self.world.disk.tasks[task_id]
+            if action is TaskAction.PRIORITY and not why:
+                # It is the one that was submitted, or was saved.
+                known = task.priority_set is not None or task.priority in (0, 1)
+                _demand(known, f"the priority of task {task_id} was not saved")
+
+    def reservation_answered(self, told: MemoryReservation) -> None:
+        """A reservation is saved before it is answered."""
+        saved = self.world.disk.reservations.get(told.id)
+        # It may have been told of once more in the turn that found it expired, or gave it back.
+        over = told.expires_at_ns <= self.world.timeline.now_ns() or told.id in self.given_back
+        known = saved is not None or over
+        _demand(known, f"reservation {told.id} is answered and was not saved")
+
+    def release_answered(self, reservation_id: object) -> None:
+        """What is given back is gone for good."""
+        kept = reservation_id in self.world.disk.reservations
+        _demand(not kept, f"reservation {reservation_id} was given back and is still saved")
 
     def node_answered(self, node: object) -> None:
         """What people decide of a node is saved before they are told."""
@@ -218,11 +292,14 @@ class Laws:
         _demand(dict(cluster.submissions) == disk.submissions, "submissions differ from the saved")
         nodes = {node_id: record.node for node_id, record in cluster.nodes.items()}
         _demand(nodes == disk.nodes, "nodes differ from what is saved")
+        aside = cluster.memory_reservations
+        _demand(aside == disk.reservations, "reservations of memory differ from what is saved")
         ledger = cluster.ledger
         for node_id, record in cluster.nodes.items():
             reserved = int(ledger.reserved_bytes[record.slot])
             placed = [cluster.tasks[i] for i in sorted(record.task_ids)]
             wanted = sum(task.memory_size_bytes for task in placed if not task.memory_elastic)
+            wanted += sum(aside[i].memory_bytes for i in record.reservation_ids)
             exact = not any(task.memory_elastic for task in placed)
             _demand(
                 reserved == wanted if exact else reserved >= wanted,
@@ -249,10 +326,12 @@ class Laws:
             _demand(not machine.spool, f"{machine.machine_id} still keeps {machine.spool}")
             _demand(not machine.processes, f"{machine.machine_id} still runs tasks")
         _demand(not controller.cluster.reservations, "reservations are left over")
+        _demand(not world.disk.reservations, "reservations of memory never expire")
         _demand(int(controller.cluster.ledger.reserved_bytes.sum()) == 0, "bytes are left reserved")
         for task in world.disk.tasks.values():
             if task.state is TaskState.CANCELLED:
-                _demand(task.cancelled, f"task {task.id} is CANCELLED, nobody asked for it")
+                wanted = task.cancelled or task.reason_code == "DEPENDENCY_NEVER_MET"
+                _demand(wanted, f"task {task.id} is CANCELLED, nobody asked for it")
 
 
 def _demand(condition: bool, message: str) -> None:

@@ -24,6 +24,7 @@ class Machine:
         self.cpus = cpus
         self.boots = 0
         self.cut_off_until_ns = 0
+        self.cluster_id = ""
         self.spool: dict[Key, Ended] = {}
         self.processes: dict[Key, Process] = {}
         self.agent: Agent | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sim.timeline import MILLISECOND_NS, SECOND_NS
+from sim.timeline import MILLISECOND_NS, SECOND_NS, Due
 
 from agent.attempt import Assignment, Evidence, Exited, Outcome
 
@@ -44,14 +44,30 @@ class Process:
         self._stubborn = chance.random() < 0.2
         self._alive = True
         self._outcome = chance.choices(*OUTCOMES)[0]
+        self._left_ns = 0  # of its work, while it is paused
         longest_ns = chance.choice(world.longest_ns)
         machine.processes[self.key] = self
         world.laws.process_began(machine, self.key)
-        world.timeline.after(chance.randint(1, longest_ns), lambda: self._exit(self._outcome))
+        self._end = self._end_after(chance.randint(1, longest_ns))
+
+    def freeze(self, paused: bool) -> None:
+        """Stand still, or go on with what is left."""
+        now_ns = self.machine.world.timeline.now_ns()
+        if paused and self._end is not None:
+            self._left_ns = max(1, self._end.at_ns - now_ns)
+            self._end.cancel()
+            self._end = None
+        elif not paused and self._end is None:
+            self._end = self._end_after(self._left_ns)
+
+    def _end_after(self, delay_ns: int) -> Due | None:
+        return self.machine.world.timeline.after(delay_ns, lambda: self._exit(self._outcome))
 
     def signal(self, number: int) -> None:
         """SIGTERM is heard, late or not at all; SIGKILL always is, after a while."""
         world = self.machine.world
+        if number == 15:
+            self.freeze(False)  # as `agent.runner` does: what is paused takes no signal
         if number == 15 and self._stubborn:
             return
         killed = number == 9 or world.happens(0.8)

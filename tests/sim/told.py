@@ -14,6 +14,7 @@ from controller.core.commands import (
     SaveTask,
     SendAcknowledgement,
     SendAssignment,
+    SendFreeze,
     SendStop,
     SendWelcome,
 )
@@ -47,6 +48,9 @@ def told(command: Command) -> str:
             return f"send {node_id} task {task.id} attempt {task.attempt}"
         case SendStop(node_id, task_id, number, grace_ns):
             return f"send {node_id} stop of task {task_id} attempt {number}, {grace_ns / 1e9:g} s"
+        case SendFreeze(node_id, task_id, number, paused):
+            word = "pause" if paused else "resume"
+            return f"send {node_id} {word} of task {task_id} attempt {number}"
         case SendAcknowledgement(node_id, sequence):
             return f"send {node_id} acknowledgement {sequence}"
         case Reply(value):

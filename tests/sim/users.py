@@ -1,4 +1,4 @@
-"""The people of a simulated world: they submit, repeat what was not answered, cancel, cordon."""
+"""The users of a simulated world: they submit, repeat what was not answered, cancel, control."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from sim.controllers import LIMITS, Answer
 from sim.timeline import SECOND_NS
 
 from controller import requests
+from controller.core.arrays import array_indexes
 from controller.core.errors import MassError
-from controller.core.events import NodeCordoned, NodeUncordoned, TasksCancelled, TasksSubmitted
+from controller.core.events import TasksCancelled, TasksControlled, TasksSubmitted
 from controller.core.limits import MIB
+from controller.core.model import TaskAction, TaskSpec, TaskState
 
 if TYPE_CHECKING:
     from sim.world import World
 
 TASKS_MAX = 60  # of one world; more would only wait
+KINDS = (
+    types_pb2.DEPENDENCY_KIND_OK,
+    types_pb2.DEPENDENCY_KIND_ANY,
+    types_pb2.DEPENDENCY_KIND_ANY,
+    types_pb2.DEPENDENCY_KIND_FAIL,
+)
 
 
 class Users:
@@ -45,7 +53,9 @@ class Users:
             return
         self._requests += 1
         request_id = f"request-{self._requests}"
-        specs = [self._spec() for _ in range(chance.randint(1, 3))]
+        specs = [self._spec(f"key-{place}") for place in range(chance.randint(1, 3))]
+        for place, spec in enumerate(specs):
+            self._wait_for_others(spec, place)
         request = task_pb2.SubmitTasksRequest(request_id=request_id, user="user", tasks=specs)
         self._unanswered[request_id] = request.SerializeToString()
         self._call(request_id, self._unanswered[request_id])
@@ -64,28 +74,59 @@ class Users:
         answer = Answer(self._world, lambda _: self._world.laws.cancel_answered(still_open), _gone)
         controller.engine.take(TasksCancelled(now_ns, still_open, grace_ns), answer)
 
-    def cordon(self, *, on: bool) -> None:
-        """Keep a node free, or let tasks onto it again."""
-        controller = self._world.controller
-        if controller is None or not controller.cluster.nodes:
+    def control(self) -> None:
+        """Hold, release, pause, resume or reorder some of the tasks that were accepted."""
+        controller, chance = self._world.controller, self._world.chance
+        known = self._world.laws.accepted_ids
+        if controller is None or not known:
             return
-        node_id = self._world.chance.choice(sorted(controller.cluster.nodes))
-        now_ns = self._world.timeline.now_ns()
-        answer = Answer(self._world, self._world.laws.node_answered, _gone)
-        if on:
-            controller.engine.take(NodeCordoned(now_ns, node_id, "why", "user"), answer)
-        else:
-            controller.engine.take(NodeUncordoned(now_ns, node_id, "user"), answer)
+        ids = tuple(chance.sample(known, min(len(known), chance.randint(1, 10))))
+        self._control(ids, chance.choice(list(TaskAction)), chance.choice((0, 1, 2)))
 
-    def uncordon_all(self) -> None:
-        """Let tasks onto every node."""
+    def let_go(self) -> None:
+        """Release and resume every task."""
+        for action, state in (
+            (TaskAction.RELEASE, TaskState.HELD),
+            (TaskAction.RESUME, TaskState.PAUSED),
+        ):
+            tasks = self._world.disk.tasks.values()
+            if ids := tuple(task.id for task in tasks if task.state is state):
+                self._control(ids, action)
+
+    def _control(self, ids: tuple[int, ...], action: TaskAction, priority: int = 0) -> None:
         controller = self._world.controller
         assert controller is not None
-        for node_id in sorted(controller.cluster.nodes):
-            now_ns = self._world.timeline.now_ns()
-            controller.engine.take(NodeUncordoned(now_ns, node_id, "user"), None)
+        now_ns = self._world.timeline.now_ns()
+        self._world.say(f"a user wants to {action.value} {ids}")
+        answer = Answer(
+            self._world,
+            lambda refused: self._world.laws.control_answered(ids, action, refused),
+            _gone,
+        )
+        controller.engine.take(TasksControlled(now_ns, ids, action, priority), answer)
 
-    def _spec(self) -> types_pb2.TaskSpec:
+    def _wait_for_others(self, spec: types_pb2.TaskSpec, place: int) -> None:
+        """Let a task wait for earlier ones, of its own call or of an answered one."""
+        chance, laws = self._world.chance, self._world.laws
+        if place and chance.random() < 0.2:
+            spec.after.add(key=f"key-{place - 1}", kind=chance.choice(KINDS))
+        if laws.accepted and chance.random() < 0.1:
+            ids = laws.accepted[chance.choice(list(laws.accepted))]
+            spec.after.add(task_id=str(chance.choice(ids)), kind=chance.choice(KINDS))
+
+    def _outcomes(self, specs: tuple[TaskSpec, ...]) -> dict[int, frozenset[TaskState]]:
+        """Return how those have ended that the specifications name, as the service reads it."""
+        tasks = self._world.disk.tasks.values()
+        named = sorted({wanted.task_id for spec in specs for wanted in spec.after})
+        return {
+            thing_id: frozenset(
+                task.state for task in tasks if task.ended and thing_id in (task.id, task.array_id)
+            )
+            for thing_id in named
+            if thing_id > 0
+        }
+
+    def _spec(self, key: str) -> types_pb2.TaskSpec:
         chance = self._world.chance
         spec = types_pb2.TaskSpec(
             command=["work"],
@@ -96,7 +137,12 @@ class Users:
             priority=chance.choice((0, 0, 1)),
             retries=chance.choice((0, 0, 1, 3)),
             no_requeue=chance.random() < 0.1,
+            hold=chance.random() < 0.05,
+            key=key,
         )
+        if chance.random() < 0.1:
+            spec.array.indexes = f"1-{chance.randint(2, 5)}"
+            spec.array.running_max = chance.choice((0, 1, 2))
         if chance.random() < 0.1:
             spec.memory_limit_bytes = 2_048 * MIB
         if spec.memory_request_bytes and chance.random() < 0.1:
@@ -119,7 +165,8 @@ class Users:
         _, user, specs = requests.submission(request, LIMITS)
         world.say(f"a user submits {request_id}, {len(specs)} tasks")
         answer = Answer(world, lambda ids: self._given(request_id, ids), _gone)
-        event = TasksSubmitted(world.timeline.now_ns(), request_id, user, specs)
+        outcomes = self._outcomes(specs)
+        event = TasksSubmitted(world.timeline.now_ns(), request_id, user, specs, outcomes)
         controller.engine.take(event, answer)
 
     def _call_again(self, request_id: str) -> None:
@@ -130,7 +177,14 @@ class Users:
     def _given(self, request_id: str, ids: object) -> None:
         assert isinstance(ids, tuple)
         lost = self._world.happens(self._world.rates.call_lost)
-        self._world.laws.submit_answered(request_id, ids, lost=lost)
+        request = task_pb2.SubmitTasksRequest.FromString(
+            self._unanswered.get(request_id) or self._answered[request_id]
+        )
+        task_ids: list[int] = []
+        for spec, first in zip(request.tasks, ids, strict=True):
+            count = len(array_indexes(spec.array.indexes, 10)) if spec.HasField("array") else 0
+            task_ids += range(first + 1, first + count + 1) if count else [first]
+        self._world.laws.submit_answered(request_id, ids, task_ids)
         if not lost and request_id in self._unanswered:
             self._answered[request_id] = self._unanswered.pop(request_id)
 

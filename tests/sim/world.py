@@ -18,6 +18,7 @@ from sim.controllers import LIMITS, NODE_MEMORY_BYTES, OPENING, Controller, Cont
 from sim.laws import LawBroken, Laws
 from sim.machines import Machine
 from sim.network import Link, Network
+from sim.operators import Operators
 from sim.timeline import MILLISECOND_NS, SECOND_NS, Timeline
 from sim.told import told
 from sim.users import Users
@@ -42,6 +43,9 @@ DEEDS = {
     "cancel": 0.05,
     "cordon": 0.02,
     "uncordon": 0.02,
+    "control": 0.04,
+    "drain": 0.01,
+    "reserve": 0.02,
     "agent dies": 0.03,
     "power fails": 0.01,
     "agent leaves": 0.01,
@@ -112,6 +116,7 @@ class World:
         if self.happens(0.1):  # another machine under a name that is taken
             self.machines.append(Machine(self, "node-1", 99, 2.0))
         self.users = Users(self)
+        self.operators = Operators(self)
         self._pace = self.chance.choice((1, 1, 4))
         lengths: list[tuple[int, ...]] = [SHORT_TASKS_NS, SHORT_TASKS_NS, LONG_TASKS_NS]
         self.longest_ns = self.chance.choice(lengths)
@@ -220,12 +225,10 @@ class World:
         chance, agent = self.chance, machine.agent
         soon_ns = chance.choice((100 * MILLISECOND_NS, 20 * SECOND_NS))
         match deed:
-            case "submit":
-                self.users.submit()
-            case "cancel":
-                self.users.cancel()
-            case "cordon" | "uncordon":
-                self.users.cordon(on=deed == "cordon")
+            case "submit" | "cancel" | "control":
+                getattr(self.users, deed)()
+            case "cordon" | "uncordon" | "drain" | "reserve":
+                getattr(self.operators, deed)()
             case "agent dies":
                 machine.agent_dies(again_ns=chance.randint(0, soon_ns))
             case "power fails":
@@ -265,8 +268,9 @@ class World:
                 continue
             if self.controller is not uncordoned:
                 uncordoned = self.controller
-                self.users.uncordon_all()
-            elif self._is_at_rest():
+                self.operators.uncordon_all()
+            self.users.let_go()
+            if self._is_at_rest():
                 break
         self.laws.at_rest()
 

@@ -244,6 +244,7 @@ class Harness:
         attempts: tuple[KnownAttempt, ...] = (),
         labels: Mapping[str, str] | None = None,
         gpus: int = 0,
+        cluster_id: str = "",
     ) -> list[Command]:
         """Say hello as an agent; the stream of one that ran here before has ended by then."""
         record = self.cluster.nodes.get(node)
@@ -267,6 +268,7 @@ class Harness:
             stream=self._streams,
             labels=labels or {},
             gpus=gpus,
+            cluster_id=cluster_id,
         )
         commands = self.turn(event)
         before = self.agents.get(node)

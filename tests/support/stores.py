@@ -49,6 +49,7 @@ class MemoryDisk:
     next_task_id: int = 1
     reservations: dict[int, MemoryReservation] = field(default_factory=dict)
     next_reservation_id: int = 1
+    cluster_id: str = "00000000000000c1"
 
 
 class MemoryStore:
@@ -87,6 +88,7 @@ class MemoryStore:
             next_task_id=disk.next_task_id,
             reservations=tuple(value for _, value in sorted(disk.reservations.items())),
             next_reservation_id=disk.next_reservation_id,
+            cluster_id=disk.cluster_id,
             attempts=self._latest_attempts(),
         )
 

@@ -5,7 +5,8 @@ shared memory. Page cache is not held: the kernel drops it before it kills or le
 
 Two traps of the kernel decide how it is read. A statistic costs 20 us and the exact counter of
 what is charged 2 us, so the statistic is read again only when the counter has moved, or when there
-is page cache that could have turned into something else meanwhile. And the statistic of a group
+is page cache that could have turned into something else meanwhile; it lags a little (64 pages for
+each processor), so it is read a last time a while after. And the statistic of a group
 *above* others lags up to 2 s behind without bound (45 MiB of 50 seen), so that what a node holds is
 the sum over its groups, never the statistic of the node's group.
 """
@@ -51,6 +52,7 @@ class HeldMemory:
             path / "memory.stat", names.anonymous, names.shared, names.cached
         )
         self._usage_bytes = -MOVED_BYTES
+        self._moved_at_ns = self._read_at_ns = 0
         self._anonymous_bytes = 0
         self.shared_bytes = 0
         self.cache_bytes = 0
@@ -59,9 +61,15 @@ class HeldMemory:
     def read(self) -> int:
         """Return what is held now, and refresh the other numbers; 3 to 20 us. Raises OSError."""
         usage_bytes = self._usage.number()
-        moved = abs(usage_bytes - self._usage_bytes) >= MOVED_BYTES
-        if moved or self.cache_bytes >= CACHE_BYTES_MIN:
+        now_ns = time.monotonic_ns()
+        if abs(usage_bytes - self._usage_bytes) >= MOVED_BYTES:
             self._usage_bytes = usage_bytes
+            self._moved_at_ns = now_ns
+        moved = self._moved_at_ns > self._read_at_ns
+        # Once more when the statistic has surely caught up.
+        caught_up = self._read_at_ns < self._moved_at_ns + LAG_NS <= now_ns
+        if moved or caught_up or self.cache_bytes >= CACHE_BYTES_MIN:
+            self._read_at_ns = now_ns
             self._anonymous_bytes, self.shared_bytes, cached_bytes = self._statistics.numbers()
             self.cache_bytes = max(0, cached_bytes - self.shared_bytes)
             self.peak_bytes = max(self.peak_bytes, self._anonymous_bytes + self.shared_bytes)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,17 +26,15 @@ NODE = f"held-{os.getpid()}"
 DEAD = Life(4_194_304, 1)  # above the largest pid
 WAYS = {way.name: way for way in (Cgroup2, Cgroup1, Watchdog)}
 
-# Holds as many more MiB as each line it reads says, and answers with the line.
-HOLDER = (
-    "import sys\n"
-    "held = []\n"
-    "print('up', flush=True)\n"
-    "for line in sys.stdin:\n"
-    "    block = bytearray(int(line) << 20)\n"
-    "    block[::4096] = b'x' * len(block[::4096])\n"
-    "    held.append(block)\n"
-    "    print(line.strip(), flush=True)\n"
-)
+HOLDER = Path(__file__).with_name("holder.c")
+
+
+@functools.cache
+def holder_path() -> str:
+    """Return the compiled program that holds memory; its source says how."""
+    path = os.path.join(tempfile.mkdtemp(prefix="mass-holder-"), "holder")
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", path, str(HOLDER)], check=True)
+    return path
 
 
 @functools.cache
@@ -81,7 +79,7 @@ class Program:
         self._enforcement = enforcement
         joins = "".join(f"echo 0 > '{path}'; " for path in group.join_paths)
         self.process = subprocess.Popen(
-            ["sh", "-c", f'{joins}exec "$@"', "sh", sys.executable, "-I", "-S", "-c", HOLDER],
+            ["sh", "-c", f'{joins}exec "$0"', holder_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -5,7 +5,7 @@ root is shared read-only with an overlay in memory above it, so that every inter
 installed here is there too, and nothing the command does reaches this machine but its output.
 
 Needs qemu-system-x86 and busybox-static; the kernel's package is taken from /boot, or downloaded
-once by apt-get and unpacked, not installed. `python tests/support/machine.py COMMAND ...` runs anything.
+once by apt-get and unpacked, not installed. `python tests/support/machine.py COMMAND` runs any.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ NOBODY = 65_534
 # Says which way was found and in which group it then is itself, and leaves nothing.
 DETECT = (
     "import os, sys\n"
+    "from agent.enforce import detect\n"  # before: the user may not be able to read the files
     "if user := int(sys.argv[1]): os.setgroups([]); os.setgid(user); os.setuid(user)\n"
-    "from agent.enforce import detect\n"
     "found = detect('delegated')\n"
     "print(found.enforcement.name, open('/proc/self/cgroup').read().split('::')[1].strip())\n"
     "print(found.refused.get('cgroup2', ''))\n"

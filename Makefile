@@ -10,7 +10,7 @@ BUILD_NEEDS := "setuptools>=77" "cffi>=1.17" "grpcio-tools>=1.80"
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test env check lint types imports proto proto-breaking c-warnings wheel-test \
-	test-c e2e sim sim-memory bench clean prerequisites
+	test-c test-vm e2e sim sim-memory bench clean prerequisites
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,9 @@ test: env ## all tests
 
 test-c: env ## the tests of the C parts only
 	@$(BIN)/python -m pytest tests/allocator $(ARGS)
+
+test-vm: env ## cgroup v2 on a real kernel, in a virtual machine (needs qemu-system-x86, busybox-static)
+	@$(BIN)/python -m pytest tests/vm $(ARGS)
 
 e2e: env ## the tests with real processes only
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)

@@ -209,6 +209,7 @@ def node_view(
         machine_id=node.machine_id,
         agent_version=node.agent_version,
         enforcement=node.enforcement,
+        capabilities=record.capabilities,
     )
     message.intake_stopped = bool(table.intake_stopped[slot])
     if with_steps:

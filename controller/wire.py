@@ -43,6 +43,7 @@ NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 NODE_ID_RULE = "1 to 63 letters, digits, '.', '_' or '-'"
 ATTEMPTS_MAX = 10_000
 LABELS_MAX = 64
+CAPABILITIES_MAX = 64
 LABEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}", re.ASCII)
 LABEL_VALUE_LENGTH_MAX = 63
 GPUS_MAX = 1_024
@@ -120,6 +121,9 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
     _within("hello.gpus", hello.gpus, 0, GPUS_MAX)
     _check_labels(hello.labels)
     _within("the number of hello.attempts", len(hello.attempts), 0, ATTEMPTS_MAX)
+    _within("the number of hello.capabilities", len(hello.capabilities), 0, CAPABILITIES_MAX)
+    for word in hello.capabilities:
+        _text("hello.capabilities", word)
     _within("the number of hello.custom_metrics", len(hello.custom_metrics), 0, CUSTOM_METRICS_MAX)
     return NodeJoined(
         at_ns=at_ns,
@@ -137,6 +141,7 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
         labels=dict(hello.labels),
         gpus=hello.gpus,
         cluster_id=hello.cluster_id,
+        capabilities=tuple(hello.capabilities),
     )
 
 

@@ -162,6 +162,8 @@ def _print_node(session: Session, node: Node) -> None:
         shown = format_instant(value) if is_instant else value
         if isinstance(value, bool):
             shown = "yes" if value else "no"
+        if isinstance(value, list):
+            shown = " ".join(value)
         if isinstance(value, dict):
             shown = " ".join(f"{label}={text}" if text else label for label, text in value.items())
         fields.append((name, _text(shown, is_size) if shown not in (None, "") else "-"))

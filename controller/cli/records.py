@@ -196,6 +196,7 @@ def node_record(node: types_pb2.Node) -> Record:
         "machine_id": node.machine_id or None,
         "agent_version": node.agent_version or None,
         "enforcement": node.enforcement or None,
+        "capabilities": list(node.capabilities),
         "labels": dict(sorted(node.labels.items())),
         "gpus": node.gpus,
         "gpus_used": node.gpus_used,

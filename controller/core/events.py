@@ -39,6 +39,7 @@ class NodeJoined:
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus: int = 0
     cluster_id: str = ""  # the one whose tasks the attempts are of; empty when it knows none
+    capabilities: tuple[str, ...] = ()  # words for people; nothing is decided by them
 
 
 @dataclass(frozen=True, slots=True)

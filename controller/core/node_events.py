@@ -56,6 +56,7 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
     if not same_instance:
         record.acknowledged_sequence = 0
     record.stream = event.stream
+    record.capabilities = event.capabilities
     record.sampled = False
     record.leaving_until_ns = 0
     record.has_left = False

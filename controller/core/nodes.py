@@ -36,6 +36,7 @@ class NodeRecord:
     reservation_ids: set[int] = field(default_factory=set)  # for what is no task
     undeclared: set[str] = field(default_factory=set)  # custom metrics that were told as ignored
     capacity_max_bytes: int = 0  # what may be reserved: its capacity, unless that was lowered
+    capabilities: tuple[str, ...] = ()  # of its enforcement, from its last hello
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
 

@@ -65,6 +65,7 @@ def test_json_of_a_node_has_stable_keys(mass: Mass, fake: FakeController) -> Non
         "machine_id": None,
         "agent_version": None,
         "enforcement": None,
+        "capabilities": [],
         "labels": {},
         "gpus": 0,
         "gpus_used": 0,
@@ -121,6 +122,16 @@ def test_node_show_lists_its_metrics(mass: Mass, fake: FakeController) -> None:
     lines = mass("node", "show", "n1").out.splitlines()
     assert lines[-2:] == ["metrics", "  mem_percent  37.5"]
     assert any(line.split() == ["memory", "promise", "3", "GiB"] for line in lines)
+
+
+def test_node_show_tells_how_limits_are_held_and_what_that_can(
+    mass: Mass, fake: FakeController
+) -> None:
+    fake.nodes["n1"] = node("n1", enforcement="cgroup1", capabilities=["freeze", "node_group"])
+    lines = [line.split() for line in mass("node", "show", "n1").out.splitlines()]
+    assert ["enforcement", "cgroup1"] in lines
+    assert ["capabilities", "freeze", "node_group"] in lines
+    assert mass("node", "show", "n1", "-o", "json").json["capabilities"] == ["freeze", "node_group"]
 
 
 def test_metrics_are_shown_in_their_units(mass: Mass, fake: FakeController) -> None:

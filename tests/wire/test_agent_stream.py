@@ -39,6 +39,8 @@ BAD_HELLOS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"cpus": 0}, INVALID, "hello.cpus is 0; it must be above 0, at most 4096"),
     ({"cpus": math.nan}, INVALID, "hello.cpus is nan"),
     ({"cpus": math.inf}, INVALID, "hello.cpus is inf"),
+    ({"capabilities": ["x"] * 65}, INVALID, "number of hello.capabilities is 65"),
+    ({"capabilities": ["psi", LONG]}, INVALID, "hello.capabilities 'xxx"),
     ({"attempts": [agent_pb2.KnownAttempt(task_id=0, attempt=1)]}, INVALID, "task_id is 0"),
     ({"attempts": [agent_pb2.KnownAttempt(task_id=1, attempt=-1)]}, INVALID, "attempt is -1"),
 ]

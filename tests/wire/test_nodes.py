@@ -54,6 +54,12 @@ async def test_node_without_tasks_is_drained_at_once(served: Served) -> None:
     assert (node.scheduling, node.scheduling_reason) == (types_pb2.SCHEDULING_ENABLED, "")
 
 
+async def test_node_tells_how_it_holds_tasks_and_what_that_can(served: Served) -> None:
+    await joined_ready(served, enforcement="cgroup2", capabilities=["psi", "freeze"])
+    node = await scheduling(served)
+    assert (node.enforcement, list(node.capabilities)) == ("cgroup2", ["psi", "freeze"])
+
+
 async def test_drain_waits_for_tasks_and_ends_them_at_its_deadline(served: Served) -> None:
     stream = await joined_ready(served)
     (task_id,) = await submit(served)

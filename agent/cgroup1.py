@@ -59,7 +59,6 @@ class Slot:
 
     memory: HeldMemory
     limit_bytes: int | None = None
-    paused: bool = False
     oom_group: bool = False
     oom_events: OomEvents | None = None
     node_stalls: int | None = None
@@ -310,12 +309,6 @@ class Cgroup1:
 
     def freeze(self, group: Group, paused: bool) -> None:
         """Pause the group, by the freezer where there is one: processes cannot tell."""
-        slot = self._slots.get(group.name)
-        if slot is not None:
-            slot.paused = paused
-        self._write_freezer(group, paused)
-
-    def _write_freezer(self, group: Group, paused: bool) -> None:
         if self._freezer is None:
             self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
             return
@@ -324,15 +317,6 @@ class Cgroup1:
             write(state, "FROZEN" if paused else "THAWED")
         except FileNotFoundError:
             return  # the group is empty and gone
-
-    def freeze_all(self, paused: bool) -> None:
-        """Pause or let go each group; about 0.1 ms for each.
-
-        Not by one write to the group above: what is frozen there could not be killed here.
-        """
-        for name, slot in self._slots.items():
-            if not slot.paused:
-                self._write_freezer(Group(name), paused)
 
     def kill(self, group: Group) -> int:
         """Kill what is in the group: frozen where possible, so that nothing forks away."""

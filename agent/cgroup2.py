@@ -262,10 +262,6 @@ class Cgroup2:
         with contextlib.suppress(FileNotFoundError):  # the group is empty and gone
             write(self._base / group.name / "cgroup.freeze", "1" if paused else "0")
 
-    def freeze_all(self, paused: bool) -> None:
-        """Pause all groups by one write; those paused by themselves stay so afterwards."""
-        write(self._base / "cgroup.freeze", "1" if paused else "0")
-
     def kill(self, group: Group) -> int:
         """Kill what is in the group, all at once where the kernel can (5.14)."""
         path = self._base / group.name

@@ -31,6 +31,9 @@ NO_LIMIT = "max"
 GAP_SHARE = 1 / 32
 GAP_BYTES_MIN, GAP_BYTES_MAX = 8 << 20, 1 << 30
 BRAKE_SHARE = 1 / 16
+# Page cache alone makes the kernel tell of `memory.high` a hundred times a second. Below this share
+# of it nobody is near a stall, and nothing is listened to.
+LISTEN_SHARE = 0.75
 # The kernel's counts are a few pages per processor and group behind.
 COUNT_SLACK_BYTES = 2 << 20
 
@@ -49,7 +52,7 @@ class Cgroup2Node:
         # turns that into a descriptor that is readable, as event loops want it.
         self._events = os.open(base / "memory.events.local", os.O_RDONLY | os.O_CLOEXEC)
         self._stall = select.epoll()
-        self._stall.register(self._events, select.EPOLLPRI)
+        self._listening = False
         self.clear_stall()
 
     def set_capacity(self, capacity_bytes: int | None) -> int | None:
@@ -94,6 +97,7 @@ class Cgroup2Node:
         """
         used_bytes = self._held.read(groups)
         high_bytes = self._high_bytes
+        self._listen(high_bytes is not None and used_bytes >= high_bytes * LISTEN_SHARE)
         if high_bytes is None:
             return NodeMemory(used_bytes, None, stalled=False)
         if not self._braked:
@@ -108,6 +112,14 @@ class Cgroup2Node:
     def _set_brake(self, high_bytes: int, *, on: bool) -> None:
         write(self._base / "memory.high", str(high_bytes))
         self._braked = on
+
+    def _listen(self, on: bool) -> None:
+        # What happened meanwhile is told at once when listening begins.
+        if on and not self._listening:
+            self._stall.register(self._events, select.EPOLLPRI)
+        elif self._listening and not on:
+            self._stall.unregister(self._events)
+        self._listening = on
 
     def stall_fd(self) -> int:
         """Return the descriptor that is readable when tasks came to their end of memory."""

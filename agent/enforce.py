@@ -77,13 +77,6 @@ class Enforcement(Protocol):
     def clear_stall(self) -> None:
         """Make `stall_fd` ready to tell of the next stall."""
 
-    def freeze_all(self, paused: bool) -> None:
-        """Pause every process of every group by one write, or let them go on.
-
-        What was frozen by `freeze` stays frozen, and what is paused can be killed. Where the
-        kernel cannot do it nothing happens (`freeze` among the capabilities).
-        """
-
     def psi_full_percent(self) -> float | None:
         """Return the share of the last 10 s in which all tasks waited for memory, 0 to 100.
 

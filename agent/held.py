@@ -62,10 +62,10 @@ class HeldMemory:
         """Return what is held now, and refresh the other numbers; 3 to 20 us. Raises OSError."""
         usage_bytes = self._usage.number()
         now_ns = time.monotonic_ns()
-        if abs(usage_bytes - self._usage_bytes) >= MOVED_BYTES:
+        moved = abs(usage_bytes - self._usage_bytes) >= MOVED_BYTES
+        if moved:
             self._usage_bytes = usage_bytes
             self._moved_at_ns = now_ns
-        moved = self._moved_at_ns > self._read_at_ns
         # Once more when the statistic has surely caught up.
         caught_up = self._read_at_ns < self._moved_at_ns + LAG_NS <= now_ns
         if moved or caught_up or self.cache_bytes >= CACHE_BYTES_MIN:

@@ -54,7 +54,6 @@ class Tree:
     peak_bytes: int = 0
     killed: set[tuple[int, int]] = field(default_factory=set)  # for being over its limit
     oom_group: bool = False
-    paused: bool = False
 
 
 @dataclass(slots=True)
@@ -133,16 +132,6 @@ class Watchdog:
     def clear_stall(self) -> None:
         """Nothing to do."""
 
-    def freeze_all(self, paused: bool) -> None:
-        """Stop the processes of every tree that a fresh look finds, or let them go on."""
-        with self._lock:
-            processes = read_processes()
-            marks = self._cache.refresh(processes)
-            for tree in self._trees.values():
-                if not tree.paused:
-                    members = self._members(tree, processes, marks)
-                    send_signal(members, signal.SIGSTOP if paused else signal.SIGCONT)
-
     def psi_full_percent(self) -> float | None:
         """Return the machine's."""
         return psi_full_percent("/proc/pressure/memory")
@@ -206,10 +195,7 @@ class Watchdog:
 
     def freeze(self, group: Group, paused: bool) -> None:
         """Stop every process of the tree that a fresh look finds, or let them go on."""
-        tree = self._trees.get(group.name)
-        if tree is not None:
-            tree.paused = paused
-            self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
+        self.signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def kill(self, group: Group) -> int:
         """Send SIGKILL to every process that a fresh look finds; return how many there were."""

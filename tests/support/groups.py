@@ -148,7 +148,6 @@ def programs(enforcement: Enforcement, *groups: Group) -> Iterator[list[Program]
         yield started
     finally:
         enforcement.set_capacity(None)
-        enforcement.freeze_all(False)
         for group in set(groups):
             empty(enforcement, group)
             enforcement.remove(group)

@@ -39,7 +39,7 @@ class Policy:
     growth: GrowthPolicy = field(default_factory=GrowthPolicy)
     guard: GuardSettings | None = DEFAULT_SETTINGS
     order: str = "id"  # or "size": what asks most goes first
-    learn: bool = True
+    learn: bool = True  # what running tasks are expected to use, from their curves
     slots: int = 8
     pilots: int = 3  # of a category of which nothing was seen
     tell_expected: bool = True
@@ -61,10 +61,10 @@ POLICIES: dict[str, Policy] = {
     # Waiting frozen against running again.
     "wait long": Policy(guard=GuardSettings(frozen_crowd_ns=30_000_000_000)),
     "wait short": Policy(guard=GuardSettings(frozen_crowd_ns=1_000_000_000)),
-    # The order of waiting tasks, and no guard or no learning at all.
+    # The order of waiting tasks, no guard, and running tasks that keep what they were placed by.
     "largest first": Policy(order="size"),
     "no guard": Policy(guard=None),
-    "nothing learned": Policy(learn=False),
+    "no curves": Policy(learn=False),
     "one pilot": Policy(pilots=1),
     "no pilots": Policy(pilots=99),
 }

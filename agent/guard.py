@@ -13,6 +13,7 @@ clock; the owner measures, carries the steps out at once and in order, and looks
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -434,7 +435,8 @@ def _seconds_to_full(view: NodeView, room_bytes: float) -> float | None:
 
 
 def _growth_of(view: NodeView) -> float:
-    return sum(max(0.0, t.growth_bytes_per_second) for t in view.tasks if not t.frozen)
+    """Return what all grow together; exact, so that the order of the tasks changes nothing."""
+    return math.fsum(max(0.0, t.growth_bytes_per_second) for t in view.tasks if not t.frozen)
 
 
 def _mib(size_bytes: float) -> str:

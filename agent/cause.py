@@ -2,7 +2,8 @@
 
 Owns the decision; each cause has its own answer in the controller. The rules kept: the kernel's
 counter tells a kernel kill and an exit code never does; what the agent itself ended for another
-reason is nobody else's doing; an end with exit code 0 is an end in good order, whoever asked.
+reason is nobody else's doing; a program that ends in good order because it was asked to has not
+finished its work, whatever its exit code.
 
 Pure: no clock, no IO.
 """
@@ -14,8 +15,8 @@ from agent.attempt import Evidence, GuardStep, GuardStepKind, OomCause, Outcome
 SIGKILL = 9
 SIGTERM = 15
 TERMINATED = 128 + SIGTERM  # what a shell exits with when SIGTERM has ended its child
-# A program that was asked to end and fails within this time failed for being asked. One that
-# ignored it, and fails later, failed by itself; death by SIGTERM counts at any time.
+# A program that was asked to end and ends within this time ended for being asked. One that ignored
+# it, and ends later, ended by itself; death by SIGTERM counts at any time.
 ASK_COUNTS_NS = 30_000_000_000
 
 
@@ -43,13 +44,12 @@ def judge(
 
 
 def _ended_by_guard(outcome: Outcome, guard: GuardStep) -> bool:
-    if outcome.exit_code == 0:
-        return False  # done before the signal came, or ended in good order when asked
     if guard.kind is GuardStepKind.KILL:
-        return True
+        return outcome.exit_code != 0  # done before the signal came
     if outcome.signal == SIGTERM or outcome.exit_code == TERMINATED:
         return True
-    return outcome.ended_at_ns - guard.taken_at_ns <= ASK_COUNTS_NS
+    # Also with exit code 0: whoever saves its work when it is asked to end would be taken for done.
+    return 0 <= outcome.ended_at_ns - guard.taken_at_ns <= ASK_COUNTS_NS
 
 
 def _killed_by_kernel(outcome: Outcome, evidence: Evidence) -> OomCause:

@@ -9,6 +9,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes depends on what else the machine does; a hang has pytest's bounds.
+settings.register_profile("mass", deadline=None)
+settings.load_profile("mass")
 
 SKIPS_ALLOWED = Path(__file__).resolve().parent.parent / ".ci" / "skips-allowed"
 

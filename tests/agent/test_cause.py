@@ -45,7 +45,8 @@ OOMD = Evidence(oomd_kill=True)
         (Outcome(exit_code=143, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.GUARD),
         (Outcome(exit_code=1, ended_at_ns=SOON), NOTHING, ASK, False, OomCause.GUARD),
         (Outcome(exit_code=1, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.UNSPECIFIED),
-        (Outcome(exit_code=0, ended_at_ns=SOON), NOTHING, ASK, False, OomCause.UNSPECIFIED),
+        (Outcome(exit_code=0, ended_at_ns=SOON), NOTHING, ASK, False, OomCause.GUARD),
+        (Outcome(exit_code=0, ended_at_ns=LATE), NOTHING, ASK, False, OomCause.UNSPECIFIED),
         (Outcome(signal=9, oom_kill_count=1, ended_at_ns=LATE), FULL, ASK, False,
          OomCause.BYSTANDER),
         # Another killer: a signal that nobody here sent, while memory was short.

@@ -311,13 +311,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_refused_quickly(name: str) -> None:
-    # The best of three: a busy machine may take any one of them off the processor.
+    # Its own time, not the clock's: a busy machine takes it off the processor. The best of three,
+    # for what it shares with others there (caches, the collector) is not the text's doing.
     taken_s = []
     for _ in range(3):
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         with pytest.raises(ExpressionError) as caught:
             read(HOSTILE[name])
-        taken_s.append(time.perf_counter() - start_s)
+        taken_s.append(time.thread_time() - start_s)
     assert min(taken_s) < 0.020
     assert len(caught.value.message) < 400
     assert caught.value.message.replace("\n", "").isprintable()

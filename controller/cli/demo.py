@@ -172,13 +172,14 @@ def _tasks(story: Story, client: Client) -> list[Claim]:
     """Run the array, the task that waits for it, and the one that outgrows its limit."""
     story.say(
         f"submitted: 'prepare', an array of {ELEMENTS} tasks, {AT_ONCE} at once; 'combine',"
-        " which waits for all of them; 'hungry', which asks for 100 MiB and takes 300 MiB"
+        " which waits for all of them; 'hungry', limited to 100 MiB, which takes 300 MiB"
     )
     prepare = _spec("prepare", 32, "sleep", "1", key="prepare")
     prepare.array.indexes, prepare.array.running_max = f"1-{ELEMENTS}", AT_ONCE
     combine = _spec("combine", 32, "sleep", "0.5")
     combine.after.add(key="prepare", kind=types_pb2.DEPENDENCY_KIND_OK)
     hungry = _spec("hungry", 100, sys.executable, "-c", HUNGRY)
+    hungry.memory_limit_bytes = 100 * MIB  # its own, never raised: else it would come again
     client.submit([prepare, combine, hungry], user_name())
     seen = story.seen
     story.until(

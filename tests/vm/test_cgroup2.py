@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from support.groups import holder_path
 from support.machine import Ended, run, why_unavailable
 
 CLONE = Path(__file__).resolve().parents[2]
@@ -32,11 +34,19 @@ def names(path: Path) -> list[str]:
 def results() -> tuple[Ended, dict[str, str]]:
     """Boot the machine, run the tests in it, return what each has to complain, empty if nothing."""
     command = [
-        *("env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", sys.executable, "-m", "pytest"),
+        *(
+            "env",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
+            "MASS_TEST_HOLDER=/run/job/holder",
+            sys.executable,
+            "-m",
+            "pytest",
+        ),
         *("-c", "tests/vm/guest.ini", "--junitxml=/run/job/results.xml", "--durations=5"),
         *("-k", "cgroup2", str(CONTRACT), str(GUEST)),
     ]
     with tempfile.TemporaryDirectory(prefix="mass-vm-") as job:
+        shutil.copy(holder_path(), Path(job, "holder"))
         ended = run(command, CLONE, Path(job))
         told = Path(job, "results.xml")
         cases = ElementTree.parse(told).getroot().iter("testcase") if told.exists() else ()
@@ -48,7 +58,6 @@ def results() -> tuple[Ended, dict[str, str]]:
             )
             for case in cases
         }
-    print(f"booted in {ended.boot_seconds} s of the machine's time")
     return ended, complaints
 
 

@@ -10,7 +10,7 @@ BUILD_NEEDS := "setuptools>=77" "cffi>=1.17" "grpcio-tools>=1.80"
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test env check lint types imports proto proto-breaking c-warnings wheel-test \
-	test-c test-vm e2e sim sim-memory bench clean prerequisites
+	test-c test-vm e2e sim sim-memory bench bench-oom bench-sizing clean prerequisites
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -89,8 +89,14 @@ c-warnings: env ## the C parts with every warning an error, and the specificatio
 wheel-test: env ## build the wheel and try it from an empty folder, in an environment of its own
 	@$(BIN)/python tests/support/try_wheel.py
 
+bench-oom: env ## memory-hungry tasks on one small node, beside GNU parallel: ARGS="--seeds 1,2"
+	@$(BIN)/python benchmarks/oom.py $(ARGS)
+
 bench: env ## figures: table and JSON, one benchmark at a time
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out %/oom.py %_predictor.py %_yardstick.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-sizing: env ## learned sizing on traces: DATA=DIR_OR_CSV, ARGS="--feedback trace --input files"
+	@$(BIN)/python benchmarks/sizing.py $(DATA) $(ARGS)
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info client/mass/v1/*_pb2* allocator/_pool*.so allocator/_pool.c \

@@ -1,7 +1,7 @@
 """MASS's sizing as a plug-in of replays that speak MiB and seconds.
 
-A replay calls `predict(task)` before a task, `retry(task, last_mib, failures)` after an attempt that
-ran out of memory at its size, and `observe(task, peak_mib, runtime_s)` when it has succeeded.
+A replay calls `predict(task)` before a task, `retry(task, last_mib, failures)` after an attempt
+that ran out of memory at its size, and `observe(task, peak_mib, runtime_s)` when it succeeded.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def category_view(
         message.memory_peak_median_bytes = summary.peak_median_bytes
         message.memory_peak_p95_bytes = summary.peak_p95_bytes
         message.memory_peak_max_bytes = summary.peak_max_bytes
-        message.memory_declared_bytes = summary.declared_median_bytes or 0
+        message.memory_declared_bytes = summary.declared_bytes or 0
         message.over_declared = summary.over_declared or 0.0
     return message
 

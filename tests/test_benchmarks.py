@@ -22,12 +22,16 @@ TINY = {
     "latency": "--count 3 --pause 0 --warm-up 1",
     "peers": "--tasks 5",
     "sim_memory": "--tasks 6 --seeds 1 --modes none",
+    "sizing": "",
+    "oom": "--tool mass --modes exact --seeds 1 --tasks 3",
 }
 SECONDS_MAX = 30.0
 
 
 def test_every_benchmark_is_tried_here() -> None:
-    assert {path.stem for path in BENCHMARKS.glob("[a-z]*.py")} == TINY.keys()
+    found = {path.stem for path in BENCHMARKS.glob("[a-z]*.py")}
+    plug_ins = {"sizing_predictor", "oom_yardstick"}  # for the yardsticks of others
+    assert found - plug_ins == TINY.keys()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -42,6 +46,8 @@ def test_benchmark_tells_its_figures_with_the_machine(name: str, tmp_path: Path)
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+    if ran.stdout.startswith("not measured: "):
+        pytest.skip(ran.stdout.strip())
     written = json.loads(path.read_text())
     assert written["benchmark"] == name
     assert written["machine"]["python"] == sys.version.split()[0]

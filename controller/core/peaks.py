@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+Atom = tuple[float, float, float]  # log of bytes (or of a factor), weight, log of nanoseconds
+
+EXPONENT_MAX = 60.0  # beyond any memory or runtime
 STEP_MIN = 1.5  # a step after running out of memory is at least this much larger
-ATOMS_MAX = 48  # what a distribution is thinned to before a size is chosen
+ATOMS_MAX = 32  # what a distribution is thinned to before a size is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,20 @@ class Prices:
     lost_bytes: float  # a lost nanosecond costs as much as holding this for a nanosecond
     failure_ns: float  # each failure costs this much lost runtime in addition
 
+    def times(self, factor: float) -> Prices:
+        """Return that many times the prices."""
+        return Prices(self.lost_bytes * factor, self.failure_ns)
+
+    def beside(self, scale_bytes: float, scale_ns: float) -> Prices:
+        """Return the prices in units of the scales."""
+        return Prices(self.lost_bytes / scale_bytes, self.failure_ns / scale_ns)
+
 
 class Ladder:
     """The cheapest sequence of sizes over a distribution of (peak, weight, runtime).
 
-    `peaks` rise; the last is never left: beyond it sizes grow by STEP_MIN.
+    `peaks` rise; the last is never left: beyond it sizes grow by STEP_MIN. The first size is
+    at least `least`.
     """
 
     def __init__(
@@ -48,7 +60,9 @@ class Ladder:
         weights: Sequence[float],
         runtimes: Sequence[float],
         prices: Prices,
+        least: float = 0.0,
     ) -> None:
+        self._least = least
         self.peaks = list(peaks)
         self._weights, self._runtimes = list(weights), list(runtimes)
         count = len(self.peaks)
@@ -79,17 +93,28 @@ class Ladder:
                 best, step = cost, index
         return best, step
 
+    def within(self) -> tuple[float, float]:
+        """Return where nine of ten peaks lie."""
+        total, passed, low, high = sum(self._weights), 0.0, self.peaks[0], self.peaks[-1]
+        for peak, weight in zip(self.peaks, self._weights, strict=True):
+            if passed <= 0.05 * total:
+                low = peak
+            if passed < 0.95 * total:
+                high = peak
+            passed += weight
+        return low, high
+
     def first(self) -> float:
         """Return the size of a first attempt."""
-        return self.peaks[self._step[0]]
+        return max(self._least, self.peaks[self._step[0]])
 
-    def distribution(self) -> Peaks:
-        """Return what the sizes are chosen over."""
+    def distribution(self, scale_bytes: float, scale_ns: float) -> Peaks:
+        """Return what the sizes are chosen over, in units of the scales."""
         total = sum(self._weights)
         return Peaks(
-            tuple(math.ceil(peak) for peak in self.peaks),
+            tuple(math.ceil(peak * scale_bytes) for peak in self.peaks),
             tuple(weight / total for weight in self._weights),
-            tuple(round(runtime) for runtime in self._runtimes),
+            tuple(round(runtime * scale_ns) for runtime in self._runtimes),
         )
 
     def expected(self) -> float:
@@ -104,6 +129,15 @@ class Ladder:
             return least
         start = bisect_right(self.peaks, reached)
         return self.peaks[self._best(start, lowest)[1]]
+
+
+def ladder_over(atoms: Iterable[Atom], prices: Prices, least: float = 0.0) -> Ladder:
+    """Return the ladder over atoms in logarithms."""
+    whole = [
+        (math.exp(min(peak, EXPONENT_MAX)), weight, math.exp(min(runtime, EXPONENT_MAX)))
+        for peak, weight, runtime in atoms
+    ]
+    return Ladder(*thinned(whole), prices, least)
 
 
 def thinned(

@@ -1,0 +1,92 @@
+"""What all categories together say of one that has not run yet."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from controller.core.fits import PRIOR_SHAPE
+from controller.core.peaks import Atom, Ladder
+
+COLD_SPREAD = 1.0  # log; what is believed around the middle of few categories
+COLD_RUNS = 1.5  # categories that this belief counts for
+DECLARED_WIDTH = 0.3  # log; how far apart declarations are still alike
+DECLARED_FLOOR = 0.3  # what a category counts whose declaration is unlike
+KERNEL = (-0.2, 0.0, 0.2)  # log; a category like another is not the same
+RUNTIME_SLOPE = 0.6  # larger tasks run longer: log runtime over log peak
+LIKE_NAME = 200.0  # how much more a category with the same words in its name counts
+LIKE_POWER = 3.0  # how fast that fades as fewer words are shared
+
+
+class Neighbour(NamedTuple):
+    """A category with runs: medians in logarithms, NaN where nothing was declared."""
+
+    words: frozenset[str]
+    peak: float
+    runtime: float
+    over_declared: float
+
+
+class Neighbours:
+    """All of them, as of one moment."""
+
+    def __init__(self, known: Iterable[Neighbour], valid_until: int) -> None:
+        known = list(known)
+        self.count = len(known)
+        self.valid_until = valid_until  # runs observed
+        self.ladders: dict[tuple[str, int | None], Ladder] = {}
+        self._peaks = np.array([one.peak for one in known])
+        self._runtimes = np.array([one.runtime for one in known])
+        self._over = np.array([one.over_declared for one in known])
+        self._with_word: dict[str, list[int]] = {}
+        for index, one in enumerate(known):
+            for word in sorted(one.words):
+                self._with_word.setdefault(word, []).append(index)
+        self._lengths = np.array([sum(map(self._telling, sorted(one.words))) for one in known])
+
+    def _telling(self, word: str) -> float:
+        """Return how much a word tells: the fewer categories have it, the more."""
+        return math.log((self.count + 1.0) / (len(self._with_word.get(word, ())) + 0.5))
+
+    def atoms(self, category: str, declared_bytes: int | None) -> list[Atom]:
+        """Return what its peak may be, as atoms of log bytes, weight, log nanoseconds."""
+        words = words_of(category)
+        shared = np.zeros(self.count)
+        for word in sorted(words):
+            shared[self._with_word.get(word, [])] += self._telling(word)
+        total = self._lengths + sum(self._telling(word) for word in sorted(words))
+        likeness = shared / np.maximum(total - shared, 1e-9)
+        weights = 1.0 + LIKE_NAME * likeness**LIKE_POWER
+        known = ~np.isnan(self._over)
+        if declared_bytes and known.any():
+            apart = np.where(known, self._peaks + self._over - math.log(declared_bytes), 9.0)
+            weights *= DECLARED_FLOOR + np.exp(-0.5 * (apart / DECLARED_WIDTH) ** 2)
+        guesses = [(self._peaks, weights, self._runtimes)]
+        if declared_bytes and known.any():
+            by_declared = math.log(declared_bytes) - self._over[known]
+            guesses.append((by_declared, weights[known], self._runtimes[known]))
+        made: list[Atom] = []
+        for peaks, of, runtimes in guesses:
+            share = of / of.sum() / len(guesses)
+            rows = zip(peaks.tolist(), share.tolist(), runtimes.tolist(), strict=True)
+            made += [
+                (peak + near, weight / len(KERNEL), runtime)
+                for peak, weight, runtime in rows
+                for near in KERNEL
+            ]
+            centre, usual = (float(share @ of_all) * len(guesses) for of_all in (peaks, runtimes))
+            believed = COLD_RUNS / (len(peaks) + COLD_RUNS) / len(PRIOR_SHAPE) / len(guesses)
+            made += [
+                (centre + apart, believed, usual + RUNTIME_SLOPE * apart)
+                for apart in (COLD_SPREAD * shape for shape in PRIOR_SHAPE)
+            ]
+        return made
+
+
+def words_of(name: str) -> frozenset[str]:
+    """Return the words of a category's name, in lower case."""
+    return frozenset(re.findall(r"[a-z]+|[0-9]+", name.lower()))

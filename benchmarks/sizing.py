@@ -29,7 +29,7 @@ SECOND_NS = 1_000_000_000
 NODE_BYTES = 128 * GIB  # doubled until the largest task of a workflow fits
 IN_FLIGHT = 16  # of a trace without times
 Targets = tuple[float | None, float | None, float | None]  # overhead, % lost, % failing
-TARGETS: dict[tuple[str, str], tuple[float | None, float | None, float | None]] = {
+TARGETS: dict[tuple[str, str], Targets] = {
     ("seq", "all"): (1.45, 12.0, 3.0),
     ("trace", "files"): (1.7, 18.0, None),
 }
@@ -184,9 +184,7 @@ def replay(runs: list[Run], feedback: str) -> Sums:
     return sums
 
 
-def figures(
-    results: dict[str, Sums], targets: Targets
-) -> list[Figure]:
+def figures(results: dict[str, Sums], targets: Targets) -> list[Figure]:
     """Return the figures of all workflows, then of each."""
     sums = list(results.values())
     overhead = math.exp(sum(math.log(one.overhead) for one in sums) / len(sums))

@@ -173,6 +173,7 @@ def test_tree_is_killed_without_a_freezer_too(cgroup1: Cgroup1) -> None:
     with child:
         assert child.wait(20) == -signal.SIGKILL
     plain.remove(group)
+    plain.close()
 
 
 def directory_of(cgroup1: Cgroup1) -> Path:

@@ -226,6 +226,8 @@ def test_stalled_leftover_of_a_dead_agent_is_swept(kernel_way: str, kernel: Enfo
     assert NODE in name
     until(lambda: not task.runs, kernel)
     task.end()
+    dead.remove(group)
+    dead.close()
     assert not directory(group).parent.exists()
 
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.cgroupfs import GroupFile
 from agent.held import LAG_NS, V1, V2, HeldMemory, Names, NodeHeld
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what a test has opened; without it later tests would run out of files."""
+    opened: list[GroupFile] = []
+
+    def remember(*arguments: Any) -> GroupFile:
+        opened.append(GroupFile(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr("agent.held.GroupFile", remember)
+    yield
+    for file in opened:
+        file.close()
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Lets a yardstick that submits and waits by command templates drive MASS with one call.
 
-A template for each task appends it to a file; the one that waits submits them all at once, waits,
-and prints a JSON object for each: its name as "id", whether it is "ok", its "attempts".
+Its template for each task appends a line to a file, without a process of ours for each one; the one
+that waits is this program: it submits all of them in one call, waits, and prints a JSON object for
+each: its name as "id", whether it is "ok", and how many "attempts" it took.
 
-    python benchmarks/oom_yardstick.py add FILE NAME CATEGORY DECLARED_MIB 'COMMAND WITH ARGUMENTS'
-    python benchmarks/oom_yardstick.py wait FILE HOST:PORT
+    sh -c 'printf "%s\\t%s\\t%s\\t%s\\n" "$@" >> "$0"' FILE NAME CATEGORY DECLARED_MIB 'COMMAND'
+    python benchmarks/oom_yardstick.py FILE HOST:PORT
 
 A declared size of 0 means that nothing is declared.
 """
@@ -21,33 +22,17 @@ MASS = str(Path(sys.executable).with_name("mass"))
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the first argument says."""
-    match arguments:
-        case ["add", path, name, category, declared_mib, command]:
-            add(Path(path), name, category, int(declared_mib), command)
-        case ["wait", path, controller]:
-            wait(Path(path), controller)
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-    return 0
-
-
-def add(path: Path, name: str, category: str, declared_mib: int, command: str) -> None:
-    """Append a task to the file, in the form of `mass submit --from`."""
-    task = {"name": name, "category": category, "cpus": 1, "command": shlex.split(command)}
-    if declared_mib:
-        task["mem"] = f"{declared_mib}MiB"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(task) + "\n")
-
-
-def wait(path: Path, controller: str) -> None:
-    """Submit the file's tasks in one call, wait for all of them, tell how each one ended."""
+    """Submit what the file lists, wait for it, tell how it ended."""
+    if len(arguments) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    path, controller = arguments
     to = ["--controller", controller]
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    tasks = "".join(json.dumps(_task(*line.split("\t"))) + "\n" for line in lines)
     ids = subprocess.run(
-        [MASS, "submit", *to, "-q", "--from", str(path)],
-        check=True, stdout=subprocess.PIPE, text=True,
+        [MASS, "submit", *to, "-q", "--from", "-"],
+        check=True, input=tasks, stdout=subprocess.PIPE, text=True,
     ).stdout.split()  # fmt: skip
     # Its exit code tells of failed tasks, and so does what it prints.
     ended = subprocess.run(
@@ -57,6 +42,13 @@ def wait(path: Path, controller: str) -> None:
     for task in json.loads(ended.stdout):
         ok = task["state"] == "SUCCEEDED"
         print(json.dumps({"id": task["name"], "ok": ok, "attempts": task["attempt"]}))
+    return 0
+
+
+def _task(name: str, category: str, declared_mib: str, command: str) -> dict[str, object]:
+    """Return a task in the form of `mass submit --from`."""
+    task = {"name": name, "category": category, "cpus": 1, "command": shlex.split(command)}
+    return task | ({"mem": f"{declared_mib}MiB"} if int(declared_mib) else {})
 
 
 if __name__ == "__main__":

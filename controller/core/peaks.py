@@ -12,6 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Atom = tuple[float, float, float]  # log of bytes (or of a factor), weight, log of nanoseconds
 
 EXPONENT_MAX = 60.0  # beyond any memory or runtime
@@ -133,22 +135,21 @@ class Ladder:
 
 def ladder_over(atoms: Iterable[Atom], prices: Prices, least: float = 0.0) -> Ladder:
     """Return the ladder over atoms in logarithms."""
-    whole = [
-        (math.exp(min(peak, EXPONENT_MAX)), weight, math.exp(min(runtime, EXPONENT_MAX)))
-        for peak, weight, runtime in atoms
-    ]
+    rows = np.array(list(atoms))
+    rows[:, ::2] = np.exp(np.minimum(rows[:, ::2], EXPONENT_MAX))
+    rows = rows[np.lexsort(rows.T[::-1])]
+    whole = list(zip(*rows.T.tolist(), strict=True))
     return Ladder(*thinned(whole), prices, least)
 
 
 def thinned(
     atoms: list[tuple[float, float, float]], most: int = ATOMS_MAX
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return at most about that many atoms in place of (peak, weight, runtime) ones, rising.
+    """Return at most about that many atoms in place of rising (peak, weight, runtime) ones.
 
     Neighbours are merged to the larger peak, so nothing is made to look smaller than it was; the
     largest keep to themselves, since there each one matters.
     """
-    atoms = sorted(atoms)
     total = sum(atom[1] for atom in atoms)
     peaks: list[float] = []
     weights: list[float] = []

@@ -348,11 +348,15 @@ class Sizing:
 
 
 def _censored(atoms: list[Atom], reached: float) -> list[Atom]:
-    """Return the atoms and, for an end out of memory, one more spread over those beyond it."""
-    beyond = [atom for atom in atoms if atom[0] > reached]
-    total = sum(weight for _, weight, _ in beyond)
+    """Return the atoms with one run more, spread over those beyond what it reached."""
+    total = sum(weight for peak, weight, _ in atoms if peak > reached)
     if total > 0:
-        return atoms + [(peak, weight / total, runtime) for peak, weight, runtime in beyond]
+        # Heavier, not more of them: ends out of memory come in bursts.
+        share = 1 + 1 / total
+        return [
+            (peak, weight * share if peak > reached else weight, runtime)
+            for peak, weight, runtime in atoms
+        ]
     return [*atoms, (reached + math.log(STEP_MIN), 1.0, 0.0)]
 
 

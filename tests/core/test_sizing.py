@@ -268,6 +268,16 @@ def test_sizing_a_thousand_shapes_again_takes_less_than_a_cycle() -> None:
     assert time.thread_time() - began < 0.2
 
 
+def test_a_burst_of_ends_out_of_memory_is_taken_in_at_a_bounded_cost() -> None:
+    """Each one more used to double what the next size was chosen over."""
+    sizing = runs(Sizing(), "train", list(range(100, 900)))
+    began = time.thread_time()
+    for number in range(100):
+        sizing.observe_out_of_memory(Ask("train"), (100 + number) * MIB)
+        sizing.size(Ask("train"), NODE_BYTES)
+    assert time.thread_time() - began < 10.0
+
+
 def test_the_yardstick_finds_less_waste_and_less_loss_than_the_largest_seen() -> None:
     """Two small traces, where the yardstick is beside the project."""
     yardstick = SHARED / "bench" / "sizing" / "evaluate.py"

@@ -46,13 +46,14 @@ def locate(controller: str, mountinfo: str, memberships: str) -> Hierarchy:
     point plus the group's path minus the mount's root.
     """
     words = _words(controller)
+    roots: dict[str, str] = {}  # by mount point; of two mounts on one point the later is seen
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         if (kind == "cgroup2") if controller == UNIFIED else _is_v1(kind, options, controller):
             root, mount = left.split(" ")[3:5]
-            break
-    else:
+            roots[mount] = root
+    if not roots:
         raise EnforcementError(f"no {words} hierarchy is mounted")
     for line in memberships.splitlines():
         number, controllers, path = line.split(":", 2)
@@ -60,9 +61,12 @@ def locate(controller: str, mountinfo: str, memberships: str) -> Hierarchy:
             break
     else:
         raise EnforcementError(f"this process is in no {words} group")
-    if os.path.commonpath([root, path]) != root or ".." in path.split("/"):
-        raise EnforcementError(f"own {words} group {path} lies outside the mount of {root}")
-    return Hierarchy(Path(mount), Path(os.path.normpath(Path(mount, os.path.relpath(path, root)))))
+    for mount, root in roots.items():
+        if os.path.commonpath([root, path]) == root and ".." not in path.split("/"):
+            inside = os.path.relpath(path, root)
+            return Hierarchy(Path(mount), Path(os.path.normpath(Path(mount, inside))))
+    seen = ", ".join(roots.values())
+    raise EnforcementError(f"own {words} group {path} lies outside the mount of {seen}")
 
 
 def _is_v1(kind: str, options: str, controller: str) -> bool:

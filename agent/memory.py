@@ -223,6 +223,7 @@ def _mount(paths: SystemPaths, version: int) -> tuple[str, str] | None:
         lines = paths.at("/proc/self/mountinfo").read_text().splitlines()
     except FileNotFoundError:
         return None
+    roots: dict[str, str] = {}  # by mount point; of two mounts on one point the later is seen
     for line in lines:
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
@@ -231,8 +232,8 @@ def _mount(paths: SystemPaths, version: int) -> tuple[str, str] | None:
         if version == 2 and kind != "cgroup2":
             continue
         fields = before.split(" ")
-        return _unescape(fields[3]), _unescape(fields[4])
-    return None
+        roots[_unescape(fields[4])] = _unescape(fields[3])
+    return next(((root, mount) for mount, root in roots.items()), None)
 
 
 def _unescape(text: str) -> str:

@@ -100,6 +100,16 @@ def test_own_group_is_found_below_the_root_of_a_containers_mount() -> None:
     assert locate("memory", mountinfo, "3:memory:/docker/abc\n") == Hierarchy(memory, memory)
 
 
+def test_mount_over_another_one_is_the_one_that_is_seen() -> None:
+    mountinfo = (
+        "30 24 0:26 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n"
+        "90 30 0:26 /node /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n"
+    )
+    found = locate("memory", mountinfo, "3:memory:/node/agent\n")
+    memory = Path("/sys/fs/cgroup/memory")
+    assert found == Hierarchy(memory, memory / "agent")
+
+
 @pytest.mark.parametrize(
     ("mountinfo", "memberships", "message"),
     [

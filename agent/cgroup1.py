@@ -33,6 +33,7 @@ from agent.cgroupfs import (
     read_pairs,
     remove_empty,
     remove_tree,
+    thaw_tree,
     tree,
     write,
 )
@@ -350,10 +351,11 @@ class Cgroup1:
         They are looked for in the whole hierarchy, since an agent may come back in another
         group (another session, another container) than the one that died.
         """
+        paths = [path for root in self._search for path in leftovers(root, self._node_name)]
+        for path in paths:
+            thaw_tree(path)  # a process that another hierarchy holds frozen outlives SIGKILL
         swept: dict[str, None] = {}
-        for path in [
-            leftover for root in self._search for leftover in leftovers(root, self._node_name)
-        ]:
+        for path in paths:
             kill_tree(path)
             remove_tree(path)
             swept[path.name] = None

@@ -180,15 +180,22 @@ def processes(path: Path) -> set[int]:
     return pids
 
 
+def thaw_tree(path: Path) -> None:
+    """Let everything below a leftover group go on, where it is a group that can be frozen.
+
+    Its agent may have died in the middle of a kill, or with tasks paused.
+    """
+    for directory in tree(path):
+        for file, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            if (directory / file).exists():
+                write(directory / file, value)
+
+
 def kill_tree(path: Path) -> None:
     """Kill everything below a leftover group, in whichever hierarchy it is."""
     deadline = time.monotonic() + SWEEP_SECONDS_MAX
     while True:
-        for directory in tree(path):
-            # Its agent may have died in the middle of a kill, or with tasks paused.
-            for file, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-                if (directory / file).exists():
-                    write(directory / file, value)
+        thaw_tree(path)
         pids = processes(path)
         if not pids:
             return

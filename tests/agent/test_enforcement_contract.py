@@ -213,13 +213,18 @@ def test_task_that_stalls_is_killed_at_once(kernel: Enforcement) -> None:
         assert kernel.oom_facts(other).kills == node_kill_count(other) == 0
 
 
-def test_stalled_leftover_of_a_dead_agent_is_swept(kernel_way: str, kernel: Enforcement) -> None:
+@pytest.mark.parametrize(("stalled", "frozen"), [(True, False), (False, True), (True, True)])
+def test_stalled_or_frozen_leftover_of_a_dead_agent_is_swept(
+    kernel_way: str, kernel: Enforcement, stalled: bool, frozen: bool
+) -> None:
     dead = dead_life(kernel_way)
     group = dead.prepare()
-    dead.set_capacity(80 * MIB)
     task = Program(dead, group)
-    task.ask(100)
-    until(lambda: dead.node_memory().stalled, dead)
+    if stalled:
+        dead.set_capacity(80 * MIB)
+        task.ask(100)
+        until(lambda: dead.node_memory().stalled, dead)
+    dead.freeze(group, frozen)
     assert task.runs
     (name,) = kernel.sweep()
     assert name.endswith(str(DEAD))

@@ -190,6 +190,7 @@ def dead_life(way: str) -> Enforcement:
         base.mkdir()
         (base / "cgroup.subtree_control").write_text("+memory")
         return Cgroup2(NODE, base, hierarchy.mount)
-    base = find_hierarchy("memory").own / name
+    base, freezer = (find_hierarchy(each).own / name for each in ("memory", "freezer"))
     base.mkdir()
-    return Cgroup1(NODE, base, None, [])
+    freezer.mkdir()
+    return Cgroup1(NODE, base, freezer, [])

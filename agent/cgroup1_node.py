@@ -96,6 +96,13 @@ class Cgroup1Node:
 
     def set_capacity(self, capacity_bytes: int | None) -> int | None:
         """Set memory and memory + swap to the capacity, or as near as use lets them come."""
+        try:
+            return self._set_capacity(capacity_bytes)
+        except OSError as error:
+            message = f"{self._base}: capacity {capacity_bytes} refused: {error.strerror}"
+            raise EnforcementError(message) from error
+
+    def _set_capacity(self, capacity_bytes: int | None) -> int | None:
         if capacity_bytes is None:
             self._raise_or_lower(NO_LIMIT, rising=True)
             self._capacity_bytes = None
@@ -112,8 +119,7 @@ class Cgroup1Node:
                 self._raise_or_lower(str(set_bytes), rising=False)
             except OSError as error:
                 if error.errno != errno.EBUSY:
-                    message = f"{self._base}: limit {set_bytes} refused: {error.strerror}"
-                    raise EnforcementError(message) from error
+                    raise
             else:
                 break
             set_bytes = self._held.usage_bytes() + (LOWERING_STEP_BYTES << attempt)

@@ -236,6 +236,16 @@ def test_stalled_or_frozen_leftover_of_a_dead_agent_is_swept(
     assert not directory(group).parent.exists()
 
 
+@pytest.mark.parametrize("capacity_bytes", [80 * MIB, None])
+def test_capacity_that_the_kernel_refuses_is_told_in_words(
+    kernel_way: str, capacity_bytes: int | None
+) -> None:
+    gone = dead_life(kernel_way)
+    gone.close()
+    with pytest.raises(EnforcementError, match=f"capacity {capacity_bytes} refused: No such file"):
+        gone.set_capacity(capacity_bytes)
+
+
 def test_capacity_is_changed_while_tasks_run(kernel: Enforcement) -> None:
     group = kernel.prepare()
     kernel.set_capacity(100 * MIB)

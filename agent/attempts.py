@@ -155,6 +155,8 @@ class Attempts:
             self.handle(Estranged())
             if self.lifecycle.known():
                 return False
+            if (aside := self.follower.set_aside()) is not None:
+                LOG.warning("output of another cluster's tasks moved directory=%s", aside)
         self._spool.join(cluster_id)
         return True
 

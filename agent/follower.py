@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import stat
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +78,7 @@ class Follower:
             OSError: the directory cannot be made.
         """
         paths = self._paths[key] = attempt_paths(self._work_dir, *key)
+        self._ended.pop(key, None)  # or its files would be removed while it runs
         directory = os.path.dirname(paths.stdout)
         if not self._take_over(key):
             _make(directory)
@@ -95,6 +97,26 @@ class Follower:
         if key[1] == 1 and _size_bytes(paths.stdout) == _size_bytes(paths.stderr) == 0:
             self._unused.append(key[0])
         self._forget_oldest()
+
+    def set_aside(self) -> str | None:
+        """Move all that ended attempts left out of the way of the next ones, whose keys begin anew.
+
+        Nothing may be running. Returns where it is now, None where there was nothing.
+
+        Raises:
+            OSError: the disk refuses; nothing has changed.
+        """
+        assert not self._running
+        tasks = os.path.join(self._work_dir, "tasks")
+        aside = f"{tasks}-{time.time_ns()}"
+        try:
+            os.rename(tasks, aside)
+            is_moved = True
+        except FileNotFoundError:
+            is_moved = False
+        self._ended.clear()
+        self._unused.clear()
+        return aside if is_moved else None
 
     def look(self) -> list[tuple[Key, int]]:
         """Trim what has grown, and return the outputs that have something new.

@@ -466,6 +466,8 @@ async def test_what_is_of_another_cluster_is_ended_and_never_told_to_this_one(
     stream = await controller.welcomed(cluster_id="old")
     stream.send(assign(1, 2))
     await stream.until_reports(2)
+    stdout = Path(agent.runner.launches[1, 1].stdout_path)
+    stdout.write_text("old")
     agent.runner.end((1, 1), exit_code=7)
     await stream.until_reports(3)
     stream.end()
@@ -481,3 +483,6 @@ async def test_what_is_of_another_cluster_is_ended_and_never_told_to_this_one(
     assert (report.task_id, report.HasField("started")) == (1, True)
     assert first.reports() == []
     assert (tmp_path / "reports" / "cluster").read_text() == "new"
+    assert agent.runner.launches[1, 1].stdout_path == str(stdout)
+    assert not stdout.exists()
+    assert [path.read_text() for path in tmp_path.glob("tasks-*/1/1/stdout")] == ["old"]

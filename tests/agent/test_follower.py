@@ -188,3 +188,30 @@ def test_only_first_attempts_serve_first_attempts(tmp_path: Path) -> None:
     attempt_of(follower, 7)  # takes what task 4 left
     attempt_of(follower, 8)
     assert (directory.exists(), retried.exists()) == (False, True)
+
+
+def test_files_of_a_running_attempt_stay_when_its_key_has_ended_before(tmp_path: Path) -> None:
+    follower = Follower(tmp_path, attempts_kept=1)
+    first = attempt_of(follower, 4)
+    follower.end(KEY)
+    assert attempt_of(follower, 4, attempt=1) == first
+    for task_id in (5, 6):
+        (attempt_of(follower, task_id) / "stdout").write_text("other")
+        follower.end((task_id, 1))
+    assert sorted(path.name for path in first.iterdir()) == ["stderr", "stdout"]
+
+
+def test_what_is_set_aside_is_kept_and_answers_for_no_later_attempt(tmp_path: Path) -> None:
+    follower = Follower(tmp_path)
+    assert follower.set_aside() is None
+    (attempt_of(follower, 4) / "stdout").write_text("old")
+    follower.end(KEY)
+    ended(follower, 5)
+    aside = follower.set_aside()
+    assert aside is not None
+    assert (Path(aside) / "4" / "1" / "stdout").read_text() == "old"
+    assert read(follower).error == "this node keeps no output of task 4 attempt 1"
+    _, stdout, _ = follower.begin(KEY)
+    assert not Path(stdout).exists()
+    assert read(follower).data == b""
+    assert (Path(aside) / "5" / "1" / "stdout").exists()

@@ -74,7 +74,6 @@ class Outbox:
         """
         self.ready = asyncio.Event()
         self.samples_dropped = 0
-        self.steps_dropped = 0
         self._attempts = attempts
         self._lifecycle = attempts.lifecycle
         self._follower = attempts.follower
@@ -94,6 +93,7 @@ class Outbox:
         self._outputs: deque[tuple[Key, int]] = deque()  # at most two of each running attempt
         self._log_requests: deque[agent_pb2.ReadLog] = deque()
         self._steps: deque[GuardStep] = deque(maxlen=STEPS_MAX)
+        self._steps_dropped = 0  # and not logged yet
         self._offered: Sample | None = None  # the last that was taken in its time
         self._moved_at_ns = clock_ns() - CALM_NS
         # What the controller has been told on this stream.
@@ -130,6 +130,9 @@ class Outbox:
             self._sent, self._sent_at_ns = sample, self._clock_ns()
             return wire.encode_samples((sample,))
         if self._steps:
+            if self._steps_dropped:
+                LOG.warning("oldest steps of the guard never sent count=%d", self._steps_dropped)
+                self._steps_dropped = 0
             count = min(len(self._steps), STEPS_PER_BATCH_MAX)
             return wire.encode_guard_steps([self._steps.popleft() for _ in range(count)])
         if (reports := self._due_reports()) is not None:
@@ -249,7 +252,7 @@ class Outbox:
 
     def _note_step(self, step: GuardStep) -> None:
         """Send a step of the guard, and at once how the node is."""
-        self.steps_dropped += len(self._steps) == STEPS_MAX
+        self._steps_dropped += len(self._steps) == STEPS_MAX
         self._steps.append(step)
         if self._open:
             self._pending = self._fresh_sample() or self._pending

@@ -149,13 +149,7 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     Memory is told from the kernel's counter alone: an exit code of 137 proves nothing.
     """
     if event.start_error:
-        if task.cancelled:
-            return TaskState.CANCELLED, "CANCELLED", "cancelled by its user before it started"
-        if event.stopped and task.reason_code == NODE_DRAINED:
-            return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
-        if event.stopped:
-            return TaskState.LOST, "NODE_LOST", f"node {task.node_id}: {event.start_error}"
-        return TaskState.FAILED, "START_ERROR", f"could not be started: {event.start_error}"
+        return _judge_unstarted(task, event)
     if task.cancelled and event.stopped:
         return TaskState.CANCELLED, "CANCELLED", "cancelled by its user"
     if event.oom_kill_count > 0 or event.oom_cause is not OomCause.NONE:
@@ -175,6 +169,22 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.exit_code is None:
         return TaskState.FAILED, "EXIT_CODE", "ended in a way that its agent could not see"
     return TaskState.FAILED, "EXIT_CODE", f"exited with code {event.exit_code}"
+
+
+def _judge_unstarted(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
+    """Return what an attempt was that could not be started: one for want of the node's memory is
+    by no fault of its own."""
+    if task.cancelled:
+        return TaskState.CANCELLED, "CANCELLED", "cancelled by its user before it started"
+    if event.stopped and task.reason_code == NODE_DRAINED:
+        return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
+    if event.stopped:
+        return TaskState.LOST, "NODE_LOST", f"node {task.node_id}: {event.start_error}"
+    if event.oom_cause is not OomCause.NONE:
+        why = f"could not be started while node {task.node_id} was out of memory"
+        code = f"OOM_{_cause(task, event).value}"
+        return TaskState.OUT_OF_MEMORY, code, f"{why}: {event.start_error}"
+    return TaskState.FAILED, "START_ERROR", f"could not be started: {event.start_error}"
 
 
 def lose(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> Commands:

@@ -115,6 +115,7 @@ ENDS: tuple[dict[str, object], ...] = (
     {"signal": 9, "oom_kills": 1, "cause": OomCause.OWN_LIMIT, "peak": GIB},
     {"stopped": True, "signal": 15},
     {"start_error": "no such file"},
+    {"start_error": "Cannot allocate memory", "cause": OomCause.BYSTANDER},
     {"start_error": "the agent is ending", "stopped": True},
     {"timed_out": True, "signal": 15},
     {"exit_code": None, "ended_at_ns": -(1 << 70)},

@@ -38,6 +38,11 @@ def end(**changes: object) -> AttemptEnded:
 
 
 NO_EXIT = {"exit_code": None}
+NOT_STARTED = {
+    "start_error": "exec: Cannot allocate memory",
+    "oom_cause": OomCause.BYSTANDER,
+    **NO_EXIT,
+}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,9 @@ NO_EXIT = {"exit_code": None}
         ({"stopped": True, "signal": 15, **NO_EXIT}, False, "LOST", "NODE_LOST"),
         ({"start_error": "no file", **NO_EXIT}, False, "FAILED", "START_ERROR"),
         ({"start_error": "leaving", "stopped": True, **NO_EXIT}, False, "LOST", "NODE_LOST"),
+        (NOT_STARTED, False, "OUT_OF_MEMORY", "OOM_BYSTANDER"),
+        ({"stopped": True, **NOT_STARTED}, False, "LOST", "NODE_LOST"),
+        (NOT_STARTED, True, "CANCELLED", "CANCELLED"),
         ({"stopped": True, "signal": 15, **NO_EXIT}, True, "CANCELLED", "CANCELLED"),
         ({"stopped": True, "oom_kill_count": 1}, True, "CANCELLED", "CANCELLED"),
         ({"start_error": "no file", **NO_EXIT}, True, "CANCELLED", "CANCELLED"),
@@ -130,6 +138,18 @@ def test_task_that_waits_again_has_neither_node_nor_limit() -> None:
         again = world.task(1)
         assert (again.state, again.attempt) == (TaskState.PENDING, 1)
         assert (again.node_id, again.instance_id, again.memory_limit_bytes) == ("", "", None)
+
+
+def test_task_that_could_not_start_for_want_of_memory_runs_again_uncounted() -> None:
+    with Harness(replace(SMALL, memory_spared_delay_ns=5_000_000_000)) as world:
+        world.ready("n1")
+        world.submit(spec("1GiB", limit="2GiB"))
+        world.ended(1, start_error="exec: Cannot allocate memory", cause=OomCause.BYSTANDER)
+        again = world.task(1)
+        assert (again.state, again.failures, again.memory_requeues) == (TaskState.PENDING, 0, 0)
+        assert again.not_before_ns == world.now_ns + 5_000_000_000
+        world.advance("6s")
+        assert (world.task(1).attempt, world.task(1).node_id) == (2, "n1")
 
 
 def test_lost_attempt_is_kept_without_the_end_of_an_earlier_one() -> None:

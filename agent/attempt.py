@@ -174,6 +174,7 @@ class StartFailed:
 
     key: Key
     error: str
+    lacked_memory: bool = False  # that of the node, by no fault of the attempt
 
 
 @dataclass(frozen=True, slots=True)

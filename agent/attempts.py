@@ -7,6 +7,7 @@ carried out in order, in the turn of the loop that made it; only waiting for exe
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import time
@@ -44,7 +45,7 @@ from agent.attempt import (
     Timer,
 )
 from agent.follower import Follower, error_file
-from agent.lifecycle import Lifecycle
+from agent.lifecycle import Lifecycle, State
 from agent.runner import Exit, Launch, StartError
 from agent.spool import Spool
 
@@ -52,6 +53,9 @@ LOG = logging.getLogger(__name__)
 
 # Each start without a parked launcher costs a process and 20 ms; the rest wait in order.
 STARTS_AT_ONCE_MAX = 32
+# Before another try at a start that failed for want of memory: the guard ends a stall in seconds.
+# Those that wait so keep their place among the starts at once, as any other would fail as well.
+START_PAUSES_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 # A task gets these variables of the agent and no other: what else an administrator's shell held
 # is no part of what was submitted.
 INHERITED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TMPDIR", "TZ")
@@ -248,7 +252,7 @@ class Attempts:
                     )
                 )
                 started_at_ns = time.time_ns()
-                pid = await self.runner.start(
+                pid = await self._run(
                     Launch(
                         key=key,
                         argv=assignment.command,
@@ -272,9 +276,28 @@ class Attempts:
             if not isinstance(error, StartError | OSError):
                 # Whatever it was: an attempt without an end would hold its memory for ever.
                 LOG.error("a start failed in a way that nobody foresaw", exc_info=error)
-            self.handle(StartFailed(key, str(error)))
+            lacked_memory = isinstance(error, StartError) and error.lacked_memory
+            self.handle(StartFailed(key, str(error), lacked_memory))
             return
         self.handle(StartSucceeded(key, pid, started_at_ns))
+
+    async def _run(self, launch: Launch) -> int:
+        """Return the pid after exec, tried again where the node's memory was the reason.
+
+        One that timed out has waited long enough, and nobody waits for one that is to be stopped.
+        Raises StartError.
+        """
+        for pause_seconds in START_PAUSES_SECONDS:
+            try:
+                return await self.runner.start(launch)
+            except StartError as error:
+                if not error.lacked_memory or error.errno == errno.ETIMEDOUT:
+                    raise
+                LOG.info("start is tried again task=%d attempt=%d reason=%s", *launch.key, error)
+                await asyncio.sleep(pause_seconds)
+                if self.lifecycle.attempts[launch.key].state is State.RECALLED:
+                    raise
+        return await self.runner.start(launch)
 
     def _start_done(self, task: asyncio.Task[None]) -> None:
         self._starting.discard(task)

@@ -247,7 +247,8 @@ class Lifecycle:
     def fail_start(self, attempt: Attempt, event: Keyed) -> None:
         """Report that it never ran."""
         assert isinstance(event, StartFailed)
-        self._end_unstarted(attempt, event.error)
+        cause = OomCause.BYSTANDER if event.lacked_memory else OomCause.UNSPECIFIED
+        self._end_unstarted(attempt, event.error, cause)
 
     def exit(self, attempt: Attempt, event: Keyed) -> None:
         """Report the end; a newer attempt of the task that waited for it may start."""
@@ -383,11 +384,11 @@ class Lifecycle:
                 return other
         return None
 
-    def _end_unstarted(self, attempt: Attempt, error: str) -> None:
+    def _end_unstarted(
+        self, attempt: Attempt, error: str, cause: OomCause = OomCause.UNSPECIFIED
+    ) -> None:
         outcome = Outcome(start_error=error, ended_at_ns=self._now_ns)
-        self._finish(
-            attempt, Ended(outcome, OomCause.UNSPECIFIED, attempt.timed_out, attempt.stopped)
-        )
+        self._finish(attempt, Ended(outcome, cause, attempt.timed_out, attempt.stopped))
 
     def _finish(self, attempt: Attempt, end: Ended) -> None:
         self._commands.append(Disarm(attempt.key))

@@ -44,6 +44,7 @@ KILL_PAUSES_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 STUCK_WARNING_SECONDS = 30.0
 FINISH_PAUSE_SECONDS = 1.0
 CLOSE_SECONDS_MAX = 30.0  # then the next life of this node sweeps what is left
+MEMORY_ERRNOS = (errno.ENOMEM, errno.ENOBUFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,15 @@ class StartError(Exception):
     """An attempt could not be started and nothing of it runs; `step` says what failed.
 
     `step` is a step of the launcher (exec, chdir, stdout, stderr, request, ...) or one of key,
-    group, limit, launcher. `errno` is 0 where the kernel gave none.
+    group, limit, launcher. `errno` is 0 where the kernel gave none. `lacked_memory` tells that the
+    node's memory was the reason, and not the attempt: another try may go well.
     """
 
-    def __init__(self, step: str, code: int, message: str) -> None:
+    def __init__(self, step: str, code: int, message: str, *, lacked_memory: bool = False) -> None:
         super().__init__(message)
         self.step = step
         self.errno = code
+        self.lacked_memory = lacked_memory
 
 
 class Runner:
@@ -158,7 +161,10 @@ class Runner:
         try:
             return await self._start(launch)
         except StepFailed as error:
-            raise StartError(error.step, error.code, str(error)) from error
+            lacked_memory = self._lacks_memory(error.code)
+            raise StartError(
+                error.step, error.code, str(error), lacked_memory=lacked_memory
+            ) from error
         except RequestRefused as error:
             raise StartError("request", errno.EINVAL, str(error)) from error
         except LauncherError as error:
@@ -225,6 +231,17 @@ class Runner:
         if self._closed:
             self.kill(launch.key)
         return process.pid
+
+    def _lacks_memory(self, code: int) -> bool:
+        """Say whether a step failed for want of memory: while v1 stalls it fails or takes long."""
+        if code in MEMORY_ERRNOS:
+            return True
+        if code != errno.ETIMEDOUT:
+            return False
+        try:
+            return self.attempts.node_memory().stalled
+        except OSError:
+            return False  # nobody knows
 
     def _main_ended(self, attempt: Attempt) -> None:
         self._in_background(self._finish(attempt))

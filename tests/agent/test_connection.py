@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from support.fake_controller import (
 from support.lone_agent import Agent
 from support.processes import until
 
+from agent import attempts as attempts_module
 from agent import connection as connection_module
 from agent.connection import AgentRefused
-from agent.runner import Launch
+from agent.runner import Launch, StartError
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +184,53 @@ async def test_a_start_error_is_the_end_of_the_attempt(
     end = await stream.until(lambda: ended(stream, 1))
     assert end.start_error == "exec /no/such: No such file or directory"
     assert not end.HasField("started_at")
+
+
+def lacking(code: int) -> StartError:
+    return StartError("exec", code, f"exec true: {os.strerror(code)}", lacked_memory=True)
+
+
+async def test_a_start_that_lacks_memory_is_tried_again(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "START_PAUSES_SECONDS", (0.0, 0.0))
+    stream = await controller.welcomed()
+    agent.runner.refusals = [lacking(errno.ENOMEM), lacking(errno.ENOBUFS)]
+    stream.send(assign(1))
+    (report,) = await stream.until_reports(1)
+    assert report.HasField("started")
+
+
+@pytest.mark.parametrize(("code", "tries"), [(errno.ENOMEM, 3), (errno.ETIMEDOUT, 1)])
+async def test_a_start_that_lacks_memory_for_long_is_told_as_no_fault_of_the_task(
+    agent: Agent,
+    controller: FakeController,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    tries: int,
+) -> None:
+    monkeypatch.setattr(attempts_module, "START_PAUSES_SECONDS", (0.0, 0.0))
+    stream = await controller.welcomed()
+    agent.runner.refusals = [lacking(code) for _ in range(10)]
+    stream.send(assign(1))
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.start_error == f"exec true: {os.strerror(code)}"
+    assert end.oom_cause == types_pb2.OOM_CAUSE_BYSTANDER
+    assert len(agent.runner.refusals) == 10 - tries
+
+
+async def test_a_start_that_is_to_be_stopped_is_not_tried_again(
+    agent: Agent, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "START_PAUSES_SECONDS", (0.1,))
+    stream = await controller.welcomed()
+    agent.runner.refusals = [lacking(errno.ENOMEM)]
+    stream.send(assign(1))
+    await until(lambda: not agent.runner.refusals)
+    stream.send(stop(1, 0.05))
+    end = await stream.until(lambda: ended(stream, 1))
+    assert (end.stopped, end.HasField("started_at")) == (True, False)
+    assert agent.runner.launches == {}
 
 
 async def test_a_memory_kill_is_told_with_its_cause(

@@ -225,6 +225,12 @@ def test_a_start_error_is_reported_with_its_sentence() -> None:
     assert ended(lifecycle).outcome.ended_at_ns == 1_000
 
 
+def test_a_start_that_lacked_memory_is_nobodys_fault_in_the_task() -> None:
+    lifecycle = lifecycle_in(State.STARTING)
+    feed(lifecycle, StartFailed(KEY, "exec true: Cannot allocate memory", lacked_memory=True))
+    assert ended(lifecycle).oom_cause is OomCause.BYSTANDER
+
+
 def test_an_assignment_that_cannot_be_is_reported_and_never_started() -> None:
     lifecycle = Lifecycle()
     commands = feed(lifecycle, Assigned(Assignment(KEY, ()), "the assignment has no command"))

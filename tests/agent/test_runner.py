@@ -29,12 +29,14 @@ from support.processes import (
 
 from agent.cgroup1 import Cgroup1
 from agent.enforce import Enforcement
-from agent.group import Group
+from agent.group import Group, NodeMemory
 from agent.guard import NodeView, Step, StepKind
 from agent.guarding import Guarding
 from agent.memory import MemoryReading
 from agent.runner import Exit, Launch, Runner, StartError
+from agent.running import Running
 from agent.watchdog import Watchdog
+from allocator.launcher import LauncherPool, StepFailed
 
 # A child in a session of its own, with an emptied environment, that ignores SIGTERM and whose
 # parent ends at once; it prints its pid. What a daemon does.
@@ -329,6 +331,34 @@ async def test_start_error_names_what_failed_and_leaves_nothing(
         assert caught.value.step == step
         assert node.runner.running() == frozenset()
     assert node.exits == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "stalled", "lacked_memory"),
+    [
+        (errno.ENOMEM, False, True),
+        (errno.ENOBUFS, False, True),
+        (errno.ETIMEDOUT, True, True),
+        (errno.ETIMEDOUT, False, False),
+        (errno.ENOENT, True, False),
+    ],
+)
+async def test_start_error_tells_whether_the_node_lacked_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    stalled: bool,
+    lacked_memory: bool,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StepFailed("exec", code, "true")
+
+    node = Node(Watchdog("nobody"))
+    monkeypatch.setattr(LauncherPool, "start", fail)
+    monkeypatch.setattr(Running, "node_memory", lambda _: NodeMemory(1, 1, stalled))
+    with pytest.raises(StartError, match="exec true: ") as caught:
+        await node.runner.start(launch(tmp_path, 1, "true"))
+    assert (caught.value.errno, caught.value.lacked_memory) == (code, lacked_memory)
 
 
 async def test_pipe_without_a_reader_holds_its_own_attempt_only(

@@ -201,6 +201,7 @@ class FakeRunner:
         self.signals: list[tuple[str, Key]] = []
         self.used: dict[Key, int] = {}
         self.refuse: str | None = None
+        self.refusals: list[StartError] = []  # of the next starts
         self.hold: asyncio.Event | None = None
         self.usage_reads = 0
         self.capacity_bytes: int | None = None
@@ -219,6 +220,8 @@ class FakeRunner:
             await self.hold.wait()
         if self.refuse is not None:
             raise StartError("exec", 2, self.refuse)
+        if self.refusals:
+            raise self.refusals.pop(0)
         self.launches[launch.key] = launch
         self.used[launch.key] = 1 << 20
         return 4_000 + len(self.launches)

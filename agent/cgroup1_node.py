@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cgroupfs import GroupFile, write
-from agent.group import EnforcementError, NodeMemory
+from agent.group import EnforcementError, NodeMemory, gap_bytes
 from agent.held import V1, HeldMemory, NodeHeld
 
 LOG = logging.getLogger(__name__)
@@ -149,7 +149,9 @@ class Cgroup1Node:
         """Return what the given groups, all of the node's, hold together."""
         (under_oom,) = self._control.numbers()
         stalled = self.stalls_at_its_end and under_oom != 0
-        return NodeMemory(self._held.read(groups), self._capacity_bytes, stalled)
+        capacity_bytes = self._capacity_bytes
+        limit_bytes = None if capacity_bytes is None else capacity_bytes - gap_bytes(capacity_bytes)
+        return NodeMemory(self._held.read(groups), limit_bytes, stalled)
 
     def stall_fd(self) -> int | None:
         """Return the eventfd that the kernel signals when a stall begins."""

@@ -22,14 +22,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cgroupfs import write
-from agent.group import EnforcementError, NodeMemory
+from agent.group import EnforcementError, NodeMemory, gap_bytes
 from agent.held import V2, HeldMemory, NodeHeld
 
 LOG = logging.getLogger(__name__)
 
 NO_LIMIT = "max"
-GAP_SHARE = 1 / 32
-GAP_BYTES_MIN, GAP_BYTES_MAX = 8 << 20, 1 << 30
 BRAKE_SHARE = 1 / 16
 # Page cache alone makes the kernel tell of `memory.high` a hundred times a second. Below this share
 # of it nobody is near a stall, and nothing is listened to.
@@ -135,9 +133,3 @@ class Cgroup2Node:
         if not self._stall.closed:
             self._stall.close()
             os.close(self._events)
-
-
-def gap_bytes(capacity_bytes: int) -> int:
-    """Return how far below the capacity tasks are slowed down; at most half of it."""
-    gap = min(max(int(capacity_bytes * GAP_SHARE), GAP_BYTES_MIN), GAP_BYTES_MAX)
-    return min(gap, capacity_bytes // 2)

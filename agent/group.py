@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# At the very end of the capacity tasks suffer before any of them is ended: v2 puts them to sleep,
+# v1 lets their page faults wait and refuses what else they ask of the kernel. So the guard works
+# this far below it.
+GAP_SHARE = 1 / 32
+GAP_BYTES_MIN, GAP_BYTES_MAX = 8 << 20, 1 << 30
+
 
 class EnforcementError(Exception):
     """The machine refused something about a group; the message names group, value and reason."""
@@ -35,8 +41,9 @@ class Group:
 class NodeMemory:
     """All groups of the node together.
 
-    `used_bytes` cannot be reclaimed. `limit_bytes` is the capacity in force, None without one.
-    `stalled`: the end is reached, and tasks that ask for more wait until something is freed.
+    `used_bytes` cannot be reclaimed. `limit_bytes` is what they should stay below, a gap below the
+    capacity in force; None without one. `stalled`: the end is reached, and tasks that ask for more
+    wait until something is freed.
     """
 
     used_bytes: int
@@ -57,3 +64,9 @@ class OomFacts:
     kills: int
     own_limit: bool
     node_full: bool
+
+
+def gap_bytes(capacity_bytes: int) -> int:
+    """Return how far below the capacity the guard keeps tasks; at most half of it."""
+    gap = min(max(int(capacity_bytes * GAP_SHARE), GAP_BYTES_MIN), GAP_BYTES_MAX)
+    return min(gap, capacity_bytes // 2)

@@ -102,6 +102,9 @@ class GuardSettings:
     thaw_lookahead_ns: int = 600 * MILLISECOND_NS
     # After a victim: its memory is back after 50-300 ms, and until then the node looks full.
     hold_ns: int = 300 * MILLISECOND_NS
+    # A victim that is still there after this is stuck in the kernel and may stay for ever; memory
+    # comes back at some GiB a second, so that even the largest has mostly gone by then.
+    stuck_ns: int = 5 * SECOND_NS
     # How long a task that was asked to end may take before it is killed.
     ask_ns: int = 500 * MILLISECOND_NS
     # A slope measured after a thaw has the pause in it: the one from before holds for so long too.
@@ -147,7 +150,7 @@ class Guard:
         self.settings = settings
         self.intake_stopped = False
         self._hold_until_ns: int | None = None
-        self._ending: set[Key] = set()  # killed, and still in the view
+        self._ending: dict[Key, int] = {}  # killed, still in the view, and when it counts as stuck
         self._asked: tuple[Key, int] | None = None  # and when its time is over
         self._growth: dict[Key, float] = {}  # of frozen tasks, from before they were
         self._frozen_at_ns: dict[Key, int] = {}
@@ -159,7 +162,7 @@ class Guard:
         ASK of a frozen task lets it go on as well, for it cannot end frozen.
         """
         keys = {task.key for task in view.tasks}
-        self._ending &= keys
+        self._ending = {key: until_ns for key, until_ns in self._ending.items() if key in keys}
         self._growth = {
             task.key: self._growth.get(task.key, 0.0) for task in view.tasks if task.frozen
         }
@@ -282,7 +285,10 @@ class Guard:
         return self._asked is not None and self._asked[0] == task.key
 
     def _end_one(self, plan: _Plan, going: bool, steps: list[Step]) -> bool:
-        """Ask or kill one task when nobody can go on; True when one is on its way to its end."""
+        """Ask or kill one task when nobody can go on; True when one is on its way to its end.
+
+        A victim that is stuck keeps its memory, but not the others from being chosen.
+        """
         view, settings = plan.view, self.settings
         if self._asked is not None:
             key, until_ns = self._asked
@@ -296,7 +302,9 @@ class Guard:
         if self._hold_until_ns is not None and view.now_ns < self._hold_until_ns:
             return bool(self._ending)
         overdue = self._overdue(plan)
-        if self._ending or not plan.movable or (going and not self._is_full(view) and not overdue):
+        if any(view.now_ns < until_ns for until_ns in self._ending.values()):
+            return False
+        if not plan.movable or (going and not self._is_full(view) and not overdue):
             return False
         if going and not self._is_full(view):
             victim = overdue[-1]
@@ -353,7 +361,7 @@ class Guard:
 
     def _kill(self, plan: _Plan, task: GuardedTask, why: str, steps: list[Step]) -> None:
         self._hold_until_ns = plan.view.now_ns + self.settings.hold_ns
-        self._ending.add(task.key)
+        self._ending[task.key] = plan.view.now_ns + self.settings.stuck_ns
         steps.append(self._step(StepKind.KILL, plan, task, why))
 
     # ------------------------------------------------------------ and up again

@@ -167,6 +167,22 @@ def test_one_victim_at_a_time() -> None:
         assert victims(guard.look(view(*full, at_ms=100_000 + later_ms))) == []
 
 
+def test_a_victim_that_does_not_go_keeps_no_other_from_being_chosen() -> None:
+    """A process in an uninterruptible wait stays for as long as its disk does."""
+    guard = Guard()
+    tasks = [replace(task(number, 1_000), no_requeue=number == 1) for number in (1, 2, 3, 4)]
+    chosen: list[tuple[int, tuple[int, int] | None]] = []
+    for at_ms in range(100_000, 220_000, 50):
+        steps = guard.look(view(*tasks, at_ms=at_ms, stalled=True))
+        chosen += [(at_ms, step.key) for step in steps if step.kind is StepKind.KILL]
+    assert chosen == [
+        (100_000, (4, 1)),
+        (105_000, (3, 1)),
+        (110_000, (2, 1)),
+        (115_000, (1, 1)),
+    ]
+
+
 def test_a_task_that_ignores_being_asked_is_killed() -> None:
     guard = Guard()
     oldest, slow = task(1, 1_900, 900), task(2, 2_035, 6)

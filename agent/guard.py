@@ -301,17 +301,17 @@ class Guard:
                 return True
         if self._hold_until_ns is not None and view.now_ns < self._hold_until_ns:
             return bool(self._ending)
-        overdue = self._overdue(plan)
         if any(view.now_ns < until_ns for until_ns in self._ending.values()):
             return False
-        if not plan.movable or (going and not self._is_full(view) and not overdue):
+        if not plan.movable:
             return False
-        if going and not self._is_full(view):
-            victim = overdue[-1]
-            why = "it has been frozen for longer than it ran, and there is no room for it"
-        else:
+        if not going or self._is_full(view):
             victim = self._victim(plan)
             why = "no task can go on in the room that is left, and this is the cheapest to redo"
+        elif (found := self._for_overdue(plan)) is not None:
+            victim, why = found
+        else:
+            return False
         if self._slope(victim) * settings.ask_ns / SECOND_NS <= plan.room_bytes:
             self._asked = (victim.key, view.now_ns + settings.ask_ns)
             self._hold_until_ns = view.now_ns + settings.hold_ns
@@ -336,15 +336,37 @@ class Guard:
             for task in plan.movable
             if (since := self._frozen_at_ns.get(task.key)) is not None
             and now_ns - since >= max(least_ns, since - task.started_at_ns)
-            and not task.no_requeue
         ]
 
+    def _for_overdue(self, plan: _Plan) -> tuple[GuardedTask, str] | None:
+        """Return whom to end, and why, because a task has been frozen for too long.
+
+        That is the task itself, if it would run again. One that would not makes the cheapest other
+        give way that would; where there is none it stays frozen, for to end it loses it for good.
+        """
+        overdue = self._overdue(plan)
+        if again := [task for task in overdue if not task.no_requeue]:
+            why = "it has been frozen for longer than it ran, and there is no room for it"
+            return again[-1], why
+        others = [t for t in plan.view.tasks if not t.no_requeue and t.key not in self._ending]
+        if not overdue or not others:
+            return None
+        why = (
+            "one that would not run again has been frozen for longer than it ran, and this is the "
+            "cheapest to redo"
+        )
+        return self._cheapest(others, overdue[0]), why
+
     def _victim(self, plan: _Plan) -> GuardedTask:
-        """Return the task that costs least to run again and gives back enough."""
+        """Return whom to end so that the worthiest can go on; that one only if it is the last."""
         keep = plan.movable[0]
         candidates = [task for task in plan.view.tasks if task.key not in self._ending]
         if any(task.key != keep.key and not task.no_requeue for task in candidates):
             candidates = [task for task in candidates if task.key != keep.key]
+        return self._cheapest(candidates, keep)
+
+    def _cheapest(self, candidates: list[GuardedTask], keep: GuardedTask) -> GuardedTask:
+        """Return the task that costs least to run again and gives back enough for another one."""
         enough = self.settings.victim_share * self._rest(keep)
         return min(
             candidates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -220,6 +221,27 @@ def test_a_task_frozen_for_longer_than_it_ran_runs_again_elsewhere() -> None:
     waiting = view(daemon, frozen(late), at_ms=129_000)
     assert victims(guard.look(waiting)) == []
     assert victims(guard.look(replace(waiting, now_ns=131 * SECOND_NS))) == [(99, 1)]
+
+
+@pytest.mark.parametrize(
+    ("others", "gives_way"),
+    [
+        ([task(1, 2_700), task(2, 1_000)], [(2, 1)]),
+        ([task(1, 2_700), task(2, 1_000, elastic=False)], [(1, 1)]),
+        ([task(1, 3_695), task(2, 5)], [(1, 1)]),
+        ([task(1, 2_700), task(2, 1_000, no_requeue=True)], [(1, 1)]),
+        ([task(1, 3_700, no_requeue=True)], []),
+    ],
+)
+def test_another_gives_way_to_a_task_frozen_for_too_long_that_would_not_run_again(
+    others: list[GuardedTask], gives_way: list[tuple[int, int]]
+) -> None:
+    guard = Guard()
+    late = task(99, 235, 900, no_requeue=True)
+    assert (StepKind.FREEZE, 99) in told(guard.look(view(*others, late)))
+    waiting = view(*others, frozen(late), at_ms=129_000)
+    assert victims(guard.look(waiting)) == []
+    assert victims(guard.look(replace(waiting, now_ns=131 * SECOND_NS))) == gives_way
 
 
 def test_looks_come_faster_towards_the_end_of_memory() -> None:

@@ -111,6 +111,8 @@ class GuardSettings:
     slope_memory_ns: int = 400 * MILLISECOND_NS
     # Slower growth than this is noise of measuring: no one is frozen for it.
     growth_min_bytes_per_second: float = 4.0 * MIB
+    # A task so young has no slope yet, though the node's has it: its growth looks like no task's.
+    young_ns: int = 600 * MILLISECOND_NS
     # Intake stops when the node is foreseen full so soon, and opens at twice that.
     intake_ns: int = 300 * MILLISECOND_NS
     # A task that outgrew what was expected is taken to grow by this factor more.
@@ -310,6 +312,9 @@ class Guard:
             why = "no task can go on in the room that is left, and this is the cheapest to redo"
         elif (found := self._for_overdue(plan)) is not None:
             victim, why = found
+        elif self._is_squeezed(plan):
+            victim = self._victim(plan)
+            why = "what is no task's grows into the last room, and this is the cheapest to redo"
         else:
             return False
         if self._slope(victim) * settings.ask_ns / SECOND_NS <= plan.room_bytes:
@@ -325,6 +330,17 @@ class Guard:
         return view.stalled or (
             waits >= self.settings.psi_full_max_percent and self._room(view) <= 0
         )
+
+    def _is_squeezed(self, plan: _Plan) -> bool:
+        """Tell whether others than tasks take the last room, so that to freeze helps nobody."""
+        view, settings = plan.view, self.settings
+        if plan.room_bytes > 0 or any(
+            task.frozen or self._slope(task) or view.now_ns - task.started_at_ns < settings.young_ns
+            for task in view.tasks
+        ):
+            return False
+        foreign = view.growth_bytes_per_second - _growth_of(view)
+        return foreign >= settings.growth_min_bytes_per_second
 
     def _overdue(self, plan: _Plan) -> list[GuardedTask]:
         """Return the frozen tasks for which it would be cheaper to run again than to wait on."""

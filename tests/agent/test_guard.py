@@ -209,6 +209,38 @@ def test_waiting_for_memory_counts_as_a_stall_only_at_the_end_of_memory() -> Non
     assert victims(Guard().look(full)) == [(2, 1)]
 
 
+@pytest.mark.parametrize(
+    ("others_mib", "growth_mib", "tasks", "gives_way"),
+    [
+        (1_500, 0, (task(1, 1_500), task(2, 1_000)), []),
+        (1_500, 3, (task(1, 1_500), task(2, 1_000)), []),
+        (1_400, 300, (task(1, 1_500), task(2, 1_000)), []),
+        (1_500, 300, (task(1, 1_500), task(2, 1_000)), [(2, 1)]),
+        (1_500, 300, (task(1, 1_500), task(2, 1_000, elastic=False)), [(2, 1)]),
+        (500, 300, (task(1, 1_500), task(2, 1_000), task(3, 1_000, elastic=False)), [(2, 1)]),
+        # Freezing helps first, or has helped already.
+        (1_500, 300, (task(1, 1_500), task(2, 1_000, 100)), []),
+        (1_500, 300, (task(1, 1_500), frozen(task(2, 1_000))), []),
+        # Many small ones, or one that has no slope yet.
+        (1_500, 7, (task(1, 1_500, 3), task(2, 1_000, 3)), []),
+        (1_500, 300, (task(1, 1_500), task(2, 1_000, started_at_ns=99_900 * MILLISECOND_NS)), []),
+    ],
+)
+def test_when_others_than_tasks_take_the_last_room_the_cheapest_gives_way(
+    others_mib: int,
+    growth_mib: int,
+    tasks: tuple[GuardedTask, ...],
+    gives_way: list[tuple[int, int]],
+) -> None:
+    guard = Guard()
+    used = sum(one.used_bytes for one in tasks) + others_mib * MIB
+    now = view(*tasks, used_bytes=used, growth_bytes_per_second=growth_mib * float(MIB))
+    assert victims(guard.look(now)) == gives_way
+    for later_ms in (20, 290):
+        later = replace(now, now_ns=(100_000 + later_ms) * MILLISECOND_NS)
+        assert victims(guard.look(later)) == []
+
+
 def test_the_only_task_at_the_end_of_memory_is_ended_before_the_kernel_does() -> None:
     assert victims(Guard().look(view(task(1, 3_930, 900)))) == [(1, 1)]
 

@@ -25,16 +25,18 @@ def judge(
     evidence: Evidence,
     *,
     guard: GuardStep | None = None,
+    asked: GuardStep | None = None,
     ended_by_agent: bool = False,
 ) -> tuple[OomCause, GuardStep | None]:
     """Return the cause, and the guard's step when it was that one.
 
-    `guard` is the last step by which the guard wanted the attempt ended, `ended_by_agent` tells
-    a stop, a time limit or a lost lease.
+    `guard` is the last step by which the guard wanted the attempt ended, `asked` the last by which
+    it asked it to end, also when it was killed after that; `ended_by_agent` tells a stop, a time
+    limit or a lost lease.
     """
     if outcome.start_error:
         return OomCause.UNSPECIFIED, None
-    if guard is not None and _ended_by_guard(outcome, guard):
+    if guard is not None and _ended_by_guard(outcome, guard, asked):
         return OomCause.GUARD, guard
     if outcome.oom_kill_count > 0:
         return _killed_by_kernel(outcome, evidence), None
@@ -43,13 +45,18 @@ def judge(
     return OomCause.UNSPECIFIED, None
 
 
-def _ended_by_guard(outcome: Outcome, guard: GuardStep) -> bool:
+def _ended_by_guard(outcome: Outcome, guard: GuardStep, asked: GuardStep | None) -> bool:
     if guard.kind is GuardStepKind.KILL:
-        return outcome.exit_code != 0  # done before the signal came
+        # With 0 it ended before the signal came: it was done, or it did as it had been asked to.
+        return outcome.exit_code != 0 or (asked is not None and _is_soon(outcome, asked))
     if outcome.signal == SIGTERM or outcome.exit_code == TERMINATED:
         return True
     # Also with exit code 0: whoever saves its work when it is asked to end would be taken for done.
-    return 0 <= outcome.ended_at_ns - guard.taken_at_ns <= ASK_COUNTS_NS
+    return _is_soon(outcome, guard)
+
+
+def _is_soon(outcome: Outcome, asked: GuardStep) -> bool:
+    return 0 <= outcome.ended_at_ns - asked.taken_at_ns <= ASK_COUNTS_NS
 
 
 def _killed_by_kernel(outcome: Outcome, evidence: Evidence) -> OomCause:

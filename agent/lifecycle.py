@@ -95,6 +95,7 @@ class Attempt:
     end_sequence: int = 0  # of the report of its end, 0 while there is none
     unwanted: bool = False  # forgotten by the controller: end it without a report
     guard: GuardStep | None = None  # the last with which the guard wanted it ended
+    asked: GuardStep | None = None  # the last with which it asked, also when it killed after that
 
 
 Keyed: TypeAlias = (
@@ -257,6 +258,7 @@ class Lifecycle:
             event.outcome,
             event.evidence,
             guard=attempt.guard,
+            asked=attempt.asked,
             ended_by_agent=attempt.stopped or attempt.timed_out or attempt.unwanted,
         )
         self._finish(
@@ -310,6 +312,8 @@ class Lifecycle:
         and perhaps before the word that the attempt has started."""
         assert isinstance(event, GuardAsked | GuardKilled)
         attempt.guard = event.step
+        if isinstance(event, GuardAsked):
+            attempt.asked = event.step
 
     def kill_for_node(self, attempt: Attempt, event: Keyed) -> None:
         """SIGKILL at the guard's word, also in the middle of a grace; once more does no harm."""

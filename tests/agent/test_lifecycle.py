@@ -348,6 +348,13 @@ def test_an_attempt_that_the_guard_asks_goes_on_until_it_ends() -> None:
     assert (end.oom_cause, end.guard) == (OomCause.GUARD, ASK)
 
 
+def test_an_attempt_that_ends_for_being_asked_is_not_done_though_a_kill_was_on_its_way() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    feed(lifecycle, GuardAsked(KEY, ASK), GuardKilled(KEY, KILL), Exited(KEY, DONE))
+    end = ended(lifecycle)
+    assert (end.oom_cause, end.guard) == (OomCause.GUARD, KILL)
+
+
 def test_a_kill_of_the_guard_is_known_though_the_start_is_not_told_yet() -> None:
     lifecycle = lifecycle_in(State.STARTING)
     feed(lifecycle, GuardKilled(KEY, KILL), StartSucceeded(KEY, 10, 1), Exited(KEY, KILLED))

@@ -42,6 +42,7 @@ PSI_KEPT_NS = 500_000_000
 MACHINE_KEPT_NS = 250_000_000
 MACHINE_SURGE_BYTES = 1_024 * MIB
 LOOKS_FAILED_MAX = 4  # in a row; then nobody would act on a stall
+LOOK_FAILED_NS = 250_000_000  # the pause after one
 # The last moments before the end of memory are worth more samples, at any growth that is no noise.
 HURRY_SECONDS = 2.0
 HURRY_GROWTH_BYTES_PER_SECOND = 4.0 * MIB
@@ -144,22 +145,33 @@ class Guarding:
         return at_ns is not None and self._clock_ns() - at_ns <= SHORT_HOLDS_NS
 
     def look(self) -> int:
-        """Measure, let the guard decide, carry it out; return nanoseconds to the next look."""
+        """Measure, let the guard decide, carry it out; return nanoseconds to the next look.
+
+        Raises nothing: without the thread that looks, tasks that stall would do so for ever.
+        """
         try:
             pause_ns = self._look()
         except Exception:
-            # Whatever it was: without the next look tasks that stall would do so for ever.
             self._looks_failed += 1
             if self._looks_failed == 1:
                 LOG.exception("the guard cannot look, trying again")
             if self._looks_failed == LOOKS_FAILED_MAX:
                 LOG.error("no capacity is held until the guard can look: nothing would end a stall")
-                self._running.suspend_capacity(True)
-            return LOOK_MAX_NS // 4
-        if self._looks_failed >= LOOKS_FAILED_MAX:
-            self._running.suspend_capacity(False)
-        self._looks_failed = 0
+            if self._looks_failed >= LOOKS_FAILED_MAX:
+                self._suspend_capacity(True)  # at each: what failed at the first one may not now
+            return LOOK_FAILED_NS
+        if self._looks_failed < LOOKS_FAILED_MAX or self._suspend_capacity(False):
+            self._looks_failed = 0
         return pause_ns
+
+    def _suspend_capacity(self, suspended: bool) -> bool:
+        """Return whether it was taken; what keeps the guard from looking may keep this, too."""
+        try:
+            self._running.suspend_capacity(suspended)
+        except Exception as error:
+            LOG.error("the capacity stays as it is suspended=%s reason=%r", suspended, error)
+            return False
+        return True
 
     def start(self) -> None:
         """Look in a thread of its own until `stop`."""
@@ -176,17 +188,28 @@ class Guarding:
             os.close(self._wake)
 
     def _run(self) -> None:
-        poller = select.poll()
+        poller, deaf_poller = select.poll(), select.poll()
         poller.register(self._wake, select.POLLIN)
+        deaf_poller.register(self._wake, select.POLLIN)
         stall_fd = self._running.stall_fd() if self._guard is not None else None
         if stall_fd is not None:
             poller.register(stall_fd, select.POLLIN | select.POLLPRI)
         while True:
             pause_ns = self.look()
-            for descriptor, _ in poller.poll(pause_ns / 1e6):
-                if descriptor == self._wake:
-                    return
-                self._running.clear_stall()
+            told = {descriptor for descriptor, _ in poller.poll(pause_ns / 1e6)}
+            if told and self._wake not in told and not self._clear_stall():
+                # It is still readable: to listen on would be to look without a pause.
+                told = {descriptor for descriptor, _ in deaf_poller.poll(LOOK_FAILED_NS / 1e6)}
+            if self._wake in told:
+                return
+
+    def _clear_stall(self) -> bool:
+        try:
+            self._running.clear_stall()
+        except Exception as error:
+            LOG.error("what tells of stalls cannot be read reason=%r", error)
+            return False
+        return True
 
     def _look(self) -> int:
         now_ns, began_ns = self._clock_ns(), self._cpu_ns()

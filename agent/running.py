@@ -76,6 +76,7 @@ class Running:
         self._attempts: dict[Key, Attempt] = {}
         self._capacity_bytes: int | None = None
         self._capacity_owed = False
+        self._capacity_failed = False
         self._capacity_suspended = False
 
     def __contains__(self, key: object) -> bool:
@@ -256,7 +257,7 @@ class Running:
             self._set_capacity()
 
     def settle_capacity(self) -> None:
-        """Try again where attempts held more than the capacity when it was set."""
+        """Try again where attempts held more than the capacity, or it was refused, when set."""
         if self._capacity_owed:
             with self._lock:
                 self._set_capacity()
@@ -271,10 +272,13 @@ class Running:
         wanted = None if self._capacity_suspended else self._capacity_bytes
         try:
             in_force = self._enforcement.set_capacity(wanted)
-        except EnforcementError as error:
-            LOG.error("the capacity is not held capacity_bytes=%s reason=%s", wanted, error)
-            self._capacity_owed = False
+        except (OSError, EnforcementError) as error:
+            # Tried again at each look, for a want of descriptors passes; said once.
+            if not self._capacity_failed:
+                LOG.error("the capacity is not set capacity_bytes=%s reason=%s", wanted, error)
+            self._capacity_owed = self._capacity_failed = True
             return
+        self._capacity_failed = False
         self._capacity_owed = wanted is not None and in_force is not None and in_force > wanted
 
 

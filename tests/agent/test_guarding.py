@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from agent import guarding as guarding_module
 from agent.attempt import GuardStep, GuardStepKind, Key
 from agent.group import NodeMemory
 from agent.guard import GuardedTask, NodeView, Step, StepKind
@@ -58,6 +59,8 @@ class FakeNode:
     event: int | None = None
     settled: int = 0
     suspended: bool = False
+    suspensions: list[bool] = field(default_factory=list)
+    refuse_capacity: OSError | None = None
 
     def guarded(self, growth: Callable[[Key, int], float]) -> tuple[GuardedTask, ...]:
         return tuple(task(key, used, growth(key, used)) for key, used in self.used.items())
@@ -72,6 +75,9 @@ class FakeNode:
         self.settled += 1
 
     def suspend_capacity(self, suspended: bool) -> None:
+        self.suspensions.append(suspended)
+        if self.refuse_capacity is not None:
+            raise self.refuse_capacity
         self.suspended = suspended
 
     def hold(self, key: Key, frozen: bool) -> bool:
@@ -93,8 +99,10 @@ class FakeNode:
 
     def clear_stall(self) -> None:
         assert self.event is not None
-        os.eventfd_read(self.event)
         self.done.append("clear")
+        if self.refuse is not None:
+            raise self.refuse
+        os.eventfd_read(self.event)
 
 
 @dataclass
@@ -315,6 +323,23 @@ def test_a_guard_that_goes_on_failing_lets_the_capacity_go_until_it_can_look() -
     assert not bench.node.suspended
 
 
+def test_a_capacity_that_cannot_be_let_go_or_held_again_is_tried_at_each_look() -> None:
+    bench = Bench(Script(broken=OSError(24, "Too many open files")))
+    bench.node.refuse_capacity = OSError(24, "Too many open files")
+    for _ in range(LOOKS_FAILED_MAX + 1):
+        assert bench.guarding.look() > 0
+    bench.node.refuse_capacity = None
+    bench.guarding.look()
+    assert (bench.node.suspensions, bench.node.suspended) == ([True] * 3, True)
+    bench.script.broken = None
+    bench.node.refuse_capacity = OSError(24, "Too many open files")
+    bench.guarding.look()
+    bench.node.refuse_capacity = None
+    for _ in range(2):
+        bench.guarding.look()
+    assert (bench.node.suspensions[3:], bench.node.suspended) == ([False] * 2, False)
+
+
 @pytest.mark.parametrize(
     ("wanted_ns", "pause_ns"),
     [(0, LOOK_MIN_NS), (20_000_000, 20_000_000), (10**12, LOOK_MAX_NS)],
@@ -399,6 +424,30 @@ def test_a_stall_is_looked_at_at_once() -> None:
     finally:
         bench.guarding.stop()
         os.close(bench.node.event)
+
+
+def test_the_thread_outlives_a_stall_that_cannot_be_cleared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guarding_module, "LOOK_FAILED_NS", 1_000_000)
+    looked = threading.Semaphore(0)
+
+    class Counted(Script):
+        def look(self, view: NodeView) -> tuple[Step, ...]:
+            looked.release()
+            return super().look(view)
+
+    bench = Bench(Counted())
+    bench.node.refuse = OSError(24, "Too many open files")
+    bench.node.event = os.eventfd(1, os.EFD_NONBLOCK)
+    bench.guarding.start()
+    try:
+        for _ in range(3):
+            assert looked.acquire(timeout=WAIT_SECONDS_MAX)
+    finally:
+        bench.guarding.stop()
+        os.close(bench.node.event)
+    assert "clear" in bench.node.done
 
 
 def test_stop_ends_the_thread_in_the_middle_of_a_pause() -> None:

@@ -80,7 +80,7 @@ class FakeEnforcement:
         pass
 
     def set_capacity(self, capacity_bytes: int | None) -> int | None:
-        if isinstance(self.refuse, EnforcementError):
+        if self.refuse is not None:
             raise self.refuse
         self.capacities.append(capacity_bytes)
         return None if capacity_bytes is None else max(capacity_bytes, self.least_bytes)
@@ -236,6 +236,23 @@ def test_a_capacity_that_is_refused_is_logged_and_the_agent_goes_on(
     bench.kernel.refuse = EnforcementError("group g: limit 5 refused: Invalid argument")
     bench.running.set_capacity(5)
     assert "limit 5 refused" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError, EnforcementError])
+def test_a_capacity_that_descriptors_were_short_for_is_tried_again(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+    bench.running.set_capacity(GIB)
+    bench.kernel.refuse = error("Too many open files")
+    bench.running.suspend_capacity(True)
+    bench.running.suspend_capacity(False)
+    bench.running.settle_capacity()
+    assert caplog.text.count("Too many open files") == 1
+    bench.kernel.refuse = None
+    bench.running.settle_capacity()
+    bench.running.settle_capacity()
+    assert bench.kernel.capacities == [GIB, GIB]
 
 
 def test_an_ended_attempt_is_gone_though_its_group_stays() -> None:

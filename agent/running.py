@@ -10,6 +10,7 @@ other's work.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -171,7 +172,8 @@ class Running:
                 return False
             attempt.ending = True
             try:
-                self._enforcement.usage(attempt.group)  # the last chance to see its peak
+                with contextlib.suppress(OSError):
+                    self._enforcement.usage(attempt.group)  # the last chance to see its peak
                 self._enforcement.kill(attempt.group)
             finally:
                 attempt.process.send_signal(signal.SIGKILL)

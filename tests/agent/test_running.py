@@ -47,6 +47,7 @@ class FakeEnforcement:
         self.oom_groups: list[str] = []
         self.least_bytes = 0
         self.refuse: Exception | None = None
+        self.refuse_usage: Exception | None = None
 
     def freeze(self, group: Group, paused: bool) -> None:
         self.frozen[group.name] = paused
@@ -62,6 +63,8 @@ class FakeEnforcement:
         return 1
 
     def usage(self, group: Group) -> int:
+        if self.refuse_usage is not None:
+            raise self.refuse_usage
         return self.used.get(group.name, 0)
 
     def usages(self, groups: Sequence[Group]) -> list[int]:
@@ -186,6 +189,13 @@ def test_a_kill_reaches_the_main_process_though_its_group_cannot_be_read() -> No
     with pytest.raises(OSError, match="Too many"):
         bench.running.kill(KEY)
     assert bench.process.signals == [signal.SIGKILL]
+
+
+def test_a_kill_reaches_the_group_though_its_memory_cannot_be_read() -> None:
+    bench = Bench()
+    bench.kernel.refuse_usage = OSError(24, "Too many open files")
+    assert bench.running.kill(KEY)
+    assert bench.kernel.signals == [("g", signal.SIGKILL)]
 
 
 def test_the_guard_sees_what_the_assignment_said_and_who_holds_the_attempt() -> None:

@@ -338,14 +338,19 @@ class Connection:
             await asyncio.sleep(min(TICK_SECONDS_MAX, max(0.01, pause_seconds)))
 
     def _check_lease(self) -> None:
-        """Kill attempts when there was no contact for the lease, also when the machine slept."""
+        """End attempts when there was no contact for the lease, also when the machine slept.
+
+        Also what only waits to be started: it may run elsewhere by now.
+        """
         now_ns = self._boot_clock_ns()
         silent_ns = now_ns - self._contact_ns
-        if silent_ns > self._lease_ns and (live := self._lifecycle.live()):
-            LOG.error(
-                "attempt lease lost silent_seconds=%.0f attempts=%d", silent_ns / 1e9, len(live)
-            )
-            self._attempts.handle(LeaseLost())
+        if silent_ns > self._lease_ns:
+            count = sum(not has_ended for _, has_ended in self._lifecycle.known())
+            if count:
+                LOG.error(
+                    "attempt lease lost silent_seconds=%.0f attempts=%d", silent_ns / 1e9, count
+                )
+                self._attempts.handle(LeaseLost())
         if self.connected:
             # An open stream is contact, though its peer may be gone for as long as the keepalive
             # needs to notice.

@@ -25,6 +25,7 @@ from support.processes import until
 
 from agent import attempts as attempts_module
 from agent import connection as connection_module
+from agent.attempt import GuardStep, GuardStepKind
 from agent.connection import AgentRefused
 from agent.runner import Launch, StartError
 
@@ -274,6 +275,21 @@ async def test_attempts_are_killed_when_the_machine_slept_longer_than_the_lease(
     agent.boot_ns += 61 * 10**9
     end = await stream.until(lambda: ended(stream, 1))
     assert end.stopped
+
+
+async def test_an_attempt_that_waits_for_the_intake_is_ended_when_the_lease_is_lost(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed(attempt_lease=duration(60))
+    agent.attempts.on_step(GuardStep(1, GuardStepKind.STOP_INTAKE, None, 90, 100))
+    stream.send(assign(1))
+    await until(lambda: agent.attempts.lifecycle.known() == (((1, 1), False),))
+    agent.boot_ns += 61 * 10**9
+    end = await stream.until(lambda: ended(stream, 1))
+    assert end.stopped
+    agent.attempts.on_step(GuardStep(2, GuardStepKind.OPEN_INTAKE, None, 50, 100))
+    await settle()
+    assert agent.runner.launches == {}
 
 
 async def test_an_open_stream_keeps_the_lease(agent: Agent, controller: FakeController) -> None:

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from agent.attempt import GuardStep, GuardStepKind, Key
 from agent.group import EnforcementError, NodeMemory
-from agent.guard import GuardedTask, NodeView, Step, StepKind
+from agent.guard import DEFAULT_SETTINGS, GuardedTask, NodeView, Step, StepKind
 from agent.memory import MemoryReading, MemoryUnreadable
 from agent.slope import Slope
 
@@ -30,19 +30,18 @@ LOG = logging.getLogger(__name__)
 
 MIB = 1 << 20
 SECOND_NS = 1_000_000_000
-LOOK_MIN_NS = 10_000_000
-LOOK_MAX_NS = SECOND_NS
+# The pause after a look that failed, and the longest for what a look costs; the others are the
+# guard's own, within the same bound.
+LOOK_MAX_NS = DEFAULT_SETTINGS.look_max_ns
 # While nothing presses, looks take at most one part in this many of the agent's time, though never
-# longer apart than LOOK_SHARED_MAX_NS: tasks that surge meanwhile stall at the capacity.
+# longer apart than LOOK_MAX_NS: tasks that surge meanwhile stall at the capacity.
 LOOK_SHARE = 64
-LOOK_SHARED_MAX_NS = 250_000_000
 # How long a reading serves: the kernel renews its averages each 2 s; a machine with much more room
 # than the node's share cannot become the tighter bound at once.
 PSI_KEPT_NS = 500_000_000
 MACHINE_KEPT_NS = 250_000_000
 MACHINE_SURGE_BYTES = 1_024 * MIB
 LOOKS_FAILED_MAX = 4  # in a row; then nobody would act on a stall
-LOOK_FAILED_NS = 250_000_000  # the pause after one
 # The last moments before the end of memory are worth more samples, at any growth that is no noise.
 HURRY_SECONDS = 2.0
 HURRY_GROWTH_BYTES_PER_SECOND = 4.0 * MIB
@@ -67,7 +66,7 @@ class Decides(Protocol):
         """Return what to do now, in the order to do it."""
 
     def next_look_ns(self, view: NodeView) -> int:
-        """Return the delay to the next look."""
+        """Return the delay to the next look, within bounds of its own."""
 
 
 class Guardable(Protocol):
@@ -159,7 +158,7 @@ class Guarding:
                 LOG.error("no capacity is held until the guard can look: nothing would end a stall")
             if self._looks_failed >= LOOKS_FAILED_MAX:
                 self._suspend_capacity(True)  # at each: what failed at the first one may not now
-            return LOOK_FAILED_NS
+            return LOOK_MAX_NS
         if self._looks_failed < LOOKS_FAILED_MAX or self._suspend_capacity(False):
             self._looks_failed = 0
         return pause_ns
@@ -199,7 +198,7 @@ class Guarding:
             told = {descriptor for descriptor, _ in poller.poll(pause_ns / 1e6)}
             if told and self._wake not in told and not self._clear_stall():
                 # It is still readable: to listen on would be to look without a pause.
-                told = {descriptor for descriptor, _ in deaf_poller.poll(LOOK_FAILED_NS / 1e6)}
+                told = {descriptor for descriptor, _ in deaf_poller.poll(LOOK_MAX_NS / 1e6)}
             if self._wake in told:
                 return
 
@@ -222,11 +221,11 @@ class Guarding:
         self._note_shortness(now_ns)
         for step in self._guard.look(view):
             self._carry_out(step)
-        pause_ns = min(max(self._guard.next_look_ns(view), LOOK_MIN_NS), LOOK_MAX_NS)
+        pause_ns = self._guard.next_look_ns(view)
         self.hurried = is_pressing(view)
         if not self.hurried:
             shared_ns = (self._cpu_ns() - began_ns) * LOOK_SHARE
-            pause_ns = max(pause_ns, min(shared_ns, LOOK_SHARED_MAX_NS))
+            pause_ns = max(pause_ns, min(shared_ns, LOOK_MAX_NS))
         return pause_ns
 
     def _view(self, now_ns: int) -> NodeView:

@@ -125,6 +125,7 @@ class Attempts:
         self._environment = task_environment(environment)
         self._gpus = gpu_names(environment, gpus)
         self._timers: dict[Key, dict[Timer, asyncio.TimerHandle]] = {}
+        self._limits_left_ns: dict[Key, int] = {}  # of what the guard holds frozen
         self._starting: set[asyncio.Task[None]] = set()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE_MAX)
         self.runner = make_runner(self.on_exit)
@@ -196,8 +197,15 @@ class Attempts:
             case GuardStepKind.STOP_INTAKE | GuardStepKind.OPEN_INTAKE:
                 self.intake_stopped = step.kind is GuardStepKind.STOP_INTAKE
                 self.handle(IntakeChanged(self.intake_stopped))
+            case GuardStepKind.FREEZE:
+                assert step.key is not None
+                self._suspend_time_limit(step.key)
+            case GuardStepKind.THAW:
+                assert step.key is not None
+                self._resume_time_limit(step.key)
             case GuardStepKind.ASK:
                 assert step.key is not None
+                self._resume_time_limit(step.key)  # it goes on, to take the signal
                 self.handle(GuardAsked(step.key, step))
             case GuardStepKind.KILL:
                 assert step.key is not None
@@ -362,7 +370,20 @@ class Attempts:
         LOG.info("%s over task=%d attempt=%d", timer.value, *key)
         self.handle(event)
 
+    def _suspend_time_limit(self, key: Key) -> None:
+        """Let no time count in which the guard holds a task back: it is not the task's own."""
+        armed = self._timers.get(key, {}).pop(Timer.TIME_LIMIT, None)
+        if armed is not None:
+            left_seconds = armed.when() - asyncio.get_running_loop().time()
+            self._limits_left_ns[key] = max(0, round(left_seconds * 1e9))
+            armed.cancel()
+
+    def _resume_time_limit(self, key: Key) -> None:
+        if (left_ns := self._limits_left_ns.pop(key, None)) is not None:
+            self._arm(key, Timer.TIME_LIMIT, left_ns)
+
     def _disarm(self, key: Key) -> None:
+        self._limits_left_ns.pop(key, None)
         for handle in self._timers.pop(key, {}).values():
             handle.cancel()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from mass.v1 import agent_pb2, types_pb2
 from support.fake_controller import FakeController, Stream, assign, duration, stop
 from support.lone_agent import Agent
+from support.processes import until
 
 from agent import connection as connection_module
 from agent.attempt import GuardStep, GuardStepKind, Key
@@ -104,6 +106,36 @@ async def test_steps_while_the_controller_is_away_are_told_when_it_is_back_the_n
     assert caplog.text.count("steps of the guard never sent") == 1
     assert "never sent count=11" in caplog.text
     assert (await end_of(stream, 1)).oom_cause == types_pb2.OOM_CAUSE_GUARD
+
+
+@pytest.mark.parametrize("goes_on", [GuardStepKind.THAW, GuardStepKind.ASK])
+async def test_time_in_which_the_guard_holds_a_task_is_not_of_its_time_limit(
+    agent: Agent, controller: FakeController, goes_on: GuardStepKind
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1, time_limit=duration(0.5)))
+    await stream.until_reports(1)
+    agent.attempts.on_step(step(GuardStepKind.FREEZE, (1, 1)))
+    await asyncio.sleep(0.6)
+    assert agent.runner.signals == []
+    agent.attempts.on_step(step(goes_on, (1, 1)))
+    assert (await end_of(stream, 1)).timed_out
+
+
+async def test_a_time_limit_does_not_go_on_after_the_end_of_what_the_guard_held(
+    agent: Agent, controller: FakeController
+) -> None:
+    stream = await controller.welcomed()
+    stream.send(assign(1, time_limit=duration(0.2)))
+    await stream.until_reports(1)
+    agent.attempts.on_step(step(GuardStepKind.FREEZE, (1, 1)))
+    stream.send(stop(1, 60))
+    await until(lambda: agent.runner.signals == [("terminate", (1, 1))])
+    agent.attempts.on_step(step(GuardStepKind.THAW, (1, 1)))
+    await asyncio.sleep(0.3)
+    agent.runner.end((1, 1), exit_code=0)
+    end = await end_of(stream, 1)
+    assert (end.stopped, end.timed_out) == (True, False)
 
 
 async def test_an_end_by_the_guard_survives_the_crash_of_its_agent(

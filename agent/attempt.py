@@ -105,6 +105,7 @@ class Evidence:
     own_limit: bool = False  # a kernel kill was for the attempt's own limit
     node_full: bool = False  # a kernel kill was for the node, a group above it or the machine
     memory_short: bool = False  # the machine was short of memory in the last moments
+    memory_refused: bool = False  # the kernel gave the node's tasks no more in the last moments
     oomd_kill: bool = False  # systemd-oomd has marked the attempt's group
 
 

@@ -117,6 +117,7 @@ class Attempts:
         self.disconnect: Callable[[str], None] = _ignore_reason
         self.stepped: Callable[[GuardStep], None] = _ignore_step
         self.memory_was_short: Callable[[], bool] = _never
+        self.memory_was_refused: Callable[[], bool] = _never
         self.oom_kills = 0
         self.intake_stopped = False
         self._spool = spool
@@ -186,6 +187,7 @@ class Attempts:
             own_limit=exit_.own_limit,
             node_full=exit_.node_full,
             memory_short=self.memory_was_short(),
+            memory_refused=self.memory_was_refused(),
             oomd_kill=exit_.oomd_kill,
         )
         self.handle(Exited(exit_.key, outcome, evidence))

@@ -42,6 +42,10 @@ def judge(
         return _killed_by_kernel(outcome, evidence), None
     if not ended_by_agent and _ended_outside(outcome, evidence):
         return OomCause.OUTSIDE, None
+    # At the end of a node's memory system calls of its tasks fail: what fails then, and by what
+    # code, says nothing about the task.
+    if not ended_by_agent and evidence.memory_refused and outcome.exit_code != 0:
+        return OomCause.BYSTANDER, None
     return OomCause.UNSPECIFIED, None
 
 

@@ -57,6 +57,8 @@ MACHINE_MARGIN_MAX_RATIO = 0.125
 SHORT_AVAILABLE_RATIO = 0.12
 SHORT_PSI_PERCENT = 20.0
 SHORT_HOLDS_NS = 2 * SECOND_NS
+# A program that is refused memory mostly ends at once; some tidy up before.
+REFUSED_HOLDS_NS = SECOND_NS
 
 
 class Decides(Protocol):
@@ -133,6 +135,7 @@ class Guarding:
         self._own_slope, self._machine_slope = Slope(), Slope()
         self._slopes: dict[Key, Slope] = {}
         self._short_at_ns: int | None = None
+        self._stalled_at_ns: int | None = None
         self._looks_failed = 0  # in a row
         self.hurried = False  # the guard acts, or memory is foreseen to be full soon
         self._thread: threading.Thread | None = None
@@ -142,6 +145,18 @@ class Guarding:
         """Return whether the machine was short of memory within the last SHORT_HOLDS_NS."""
         at_ns = self._short_at_ns
         return at_ns is not None and self._clock_ns() - at_ns <= SHORT_HOLDS_NS
+
+    def memory_was_refused(self) -> bool:
+        """Return whether the tasks stalled within the last REFUSED_HOLDS_NS, noted or not yet."""
+        at_ns = self._stalled_at_ns
+        if at_ns is not None and self._clock_ns() - at_ns <= REFUSED_HOLDS_NS:
+            return True
+        stall_fd = self._running.stall_fd() if self._guard is not None else None
+        if stall_fd is None:
+            return False
+        poller = select.poll()
+        poller.register(stall_fd, select.POLLIN | select.POLLPRI)
+        return bool(poller.poll(0))
 
     def look(self) -> int:
         """Measure, let the guard decide, carry it out; return nanoseconds to the next look.
@@ -196,6 +211,8 @@ class Guarding:
         while True:
             pause_ns = self.look()
             told = {descriptor for descriptor, _ in poller.poll(pause_ns / 1e6)}
+            if stall_fd in told:
+                self._stalled_at_ns = self._clock_ns()
             if told and self._wake not in told and not self._clear_stall():
                 # It is still readable: to listen on would be to look without a pause.
                 told = {descriptor for descriptor, _ in deaf_poller.poll(LOOK_MAX_NS / 1e6)}
@@ -218,6 +235,8 @@ class Guarding:
             return UNGUARDED_LOOK_NS
         self._running.settle_capacity()
         view = self._view(now_ns)
+        if view.stalled:
+            self._stalled_at_ns = now_ns
         self._note_shortness(now_ns)
         for step in self._guard.look(view):
             self._carry_out(step)

@@ -187,6 +187,7 @@ def start_guarding(
     guard = Guard() if settings.guard else None
     guarding = Guarding(guard, runner.attempts, memory.read, tell)
     attempts.memory_was_short = guarding.memory_was_short
+    attempts.memory_was_refused = guarding.memory_was_refused
     if settings.memory_capacity_bytes is not None:
         attempts.hold_capacity(settings.memory_capacity_bytes)
     guarding.start()

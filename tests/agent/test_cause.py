@@ -17,6 +17,7 @@ FULL = Evidence(node_full=True)
 BOTH = Evidence(own_limit=True, node_full=True)
 SHORT = Evidence(memory_short=True)
 OOMD = Evidence(oomd_kill=True)
+REFUSED = Evidence(memory_refused=True)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,12 @@ OOMD = Evidence(oomd_kill=True)
         (Outcome(signal=9), OOMD, (), False, OomCause.OUTSIDE),
         (Outcome(exit_code=137), OOMD, (), False, OomCause.OUTSIDE),
         (Outcome(exit_code=0), OOMD, (), False, OomCause.UNSPECIFIED),
+        # Whatever fails while the kernel refuses memory to the node's tasks.
+        (Outcome(exit_code=3), REFUSED, (), False, OomCause.BYSTANDER),
+        (Outcome(signal=6), REFUSED, (), False, OomCause.BYSTANDER),
+        (Outcome(exit_code=0), REFUSED, (), False, OomCause.UNSPECIFIED),
+        (Outcome(exit_code=3), REFUSED, (), True, OomCause.UNSPECIFIED),
+        (Outcome(signal=9, oom_kill_count=1), REFUSED, (), False, OomCause.OWN_LIMIT),
         # What never ran was ended by nobody.
         (Outcome(start_error="exec: no"), SHORT, (KILL,), False, OomCause.UNSPECIFIED),
     ],

@@ -20,6 +20,7 @@ from agent.guarding import (
     MACHINE_KEPT_NS,
     PSI_KEPT_NS,
     SHORT_AVAILABLE_RATIO,
+    REFUSED_HOLDS_NS,
     SHORT_HOLDS_NS,
     UNGUARDED_LOOK_NS,
     Guarding,
@@ -390,6 +391,30 @@ def test_shortness_of_the_machine_is_remembered_for_a_while(
     assert bench.guarding.memory_was_short() is short
     bench.now_ns += 1
     assert not bench.guarding.memory_was_short()
+
+
+def test_refused_memory_is_remembered_for_a_while() -> None:
+    bench = Bench()
+    bench.guarding.look()
+    assert not bench.guarding.memory_was_refused()
+    bench.node.stalled = True
+    bench.guarding.look()
+    bench.node.stalled = False
+    bench.now_ns += REFUSED_HOLDS_NS
+    assert bench.guarding.memory_was_refused()
+    bench.now_ns += 1
+    assert not bench.guarding.memory_was_refused()
+
+
+def test_refused_memory_is_known_before_the_guard_has_looked() -> None:
+    bench = Bench()
+    bench.node.event = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        assert not bench.guarding.memory_was_refused()
+        os.eventfd_write(bench.node.event, 1)
+        assert bench.guarding.memory_was_refused()
+    finally:
+        os.close(bench.node.event)
 
 
 def test_without_a_guard_nothing_is_done() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from _memory_node import MIB, STEP_NS, Attempt, Ended, Node, levels_of
 from _memory_workloads import Work
+from _simulated_node import MIB, STEP_NS, Attempt, Ended, Node, levels_of
 
 from agent.guard import DEFAULT_SETTINGS, Guard, GuardSettings
 from controller.core.growth import (

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from _figures import Figure, median_of, parser, report
 from _memory_workloads import FAMILIES, MODES, Work, make
-from _node import GIB, MemoryNode, probe
+from _real_node import GIB, MemoryNode, probe
 from mass.v1 import types_pb2
 from support.cluster import MIB, Cluster
 

@@ -2,8 +2,8 @@
 
 60 tasks are submitted at once to a node of 4 GiB with 8 slots. Guard, growth and sizing are the
 product's own modules, only the node, the kernel and the wire between them are simulated
-(_memory_node.py, _memory_policy.py); same arguments, same figures. Nothing here is a measurement:
-real runs were about a tenth slower, see the README.
+(_simulated_node.py, _memory_policy.py); same arguments, same figures. Nothing here is a
+measurement: real runs were about a tenth slower, see the README.
 
     python benchmarks/sim_memory.py                          the default policy, the yardstick
     python benchmarks/sim_memory.py --policies --seeds 10    every policy compared

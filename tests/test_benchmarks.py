@@ -34,6 +34,12 @@ def test_every_benchmark_is_tried_here() -> None:
     assert found - plug_ins == TINY.keys()
 
 
+def test_every_benchmark_and_plug_in_is_told_of() -> None:
+    page = (BENCHMARKS / "README.md").read_text()
+    names = [path.name for path in BENCHMARKS.glob("[a-z]*.py")]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_benchmark_tells_its_figures_with_the_machine(name: str, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"

@@ -8,7 +8,7 @@ from controller.core.model import GuardStep
 
 NODE_STEPS_MAX = 32
 TASK_STEPS_MAX = 16
-TASKS_MAX = 1_000  # beyond it those that were spared longest are forgotten
+TASKS_MAX = 1_000  # beyond it those of which nothing was told longest are forgotten
 
 
 class GuardLog:

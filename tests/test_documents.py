@@ -1,4 +1,4 @@
-"""README.md and docs/cli.md: each command runs as it stands there, each table is the code's.
+"""README.md, docs/cli.md, docs/sizing.md: each command runs as it stands, each table is the code's.
 
 The rule: a command that cannot run in a test stands in CANNOT_RUN with the reason, and a new one
 fails here until it is listed. The other pages have tests of their own: operators.md in
@@ -13,21 +13,30 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.cluster import Cluster, Daemon, free_port
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from controller.cli.commands import app
 from controller.cli.spec import KEYS
 from controller.cli.units import parse_duration, parse_size
 from controller.core.constraint import parse_constraint
+from controller.core.learning import Learning
+from controller.core.limits import Limits
+from controller.core.model import MemoryLimits
+from controller.core.needs import Need
+from controller.core.sizing import GIB, MIB, Ask, Basis, SizingLimits
 from controller.rulefile import load_rules
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text()
+SIZING_PAGE = (ROOT / "docs" / "sizing.md").read_text()
 BUF = Path(sys.executable).with_name("buf")
 PROGRAMS = {"mass", "mass-agent", "make", "grpcurl", "buf"}
 
@@ -193,6 +202,28 @@ def test_every_command_in_a_table_is_one(page: str) -> None:
         assert f"Usage: mass {' '.join(names)} " in outcome.output
 
 
+def test_every_command_has_a_row_in_the_readme() -> None:
+    rows = set(re.findall(r"^\| `mass ([a-z]+)", README, re.M))
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    assert program.commands.keys() - rows == {"completion"}  # of a shell; docs/cli.md has it
+
+
+def test_flags_of_the_agent_in_the_readme_are_its_own() -> None:
+    row = re.search(r"^\| `mass-agent` \|.*$", README, re.M)
+    assert row
+    ran = subprocess.run(
+        [sys.executable, "-m", "agent.main", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    flags = set(re.findall(r"--[a-z-]+", row[0]))
+    assert {"--guard", "--memory"} <= flags
+    assert flags <= set(re.findall(r"--[a-z-]+", ran.stdout))
+
+
 def test_links_between_the_pages_lead_to_files() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -258,3 +289,54 @@ def test_files_variables_and_errors_of_the_page_are_those_of_a_controller(
     told = set(re.findall(r"`(MASS_[A-Z_]+)`", CLI_PAGE.partition("finds in its environment")[2]))
     shown = {line.partition("=")[0] for line in ran.out.splitlines()}
     assert {name for name in shown if name.startswith("MASS_")} == told, ran
+
+
+# docs/sizing.md
+
+
+def reason_of(learning: Learning, category: str, **known: int) -> str:
+    """Return the sentence of a task's size in which the sizes are left out: they may be tuned."""
+    need = Need(category, known.pop("input_bytes", None), known.pop("declared_bytes", None), None)
+    return without_sizes(learning.decide(replace(need, **known)).reason)
+
+
+def without_sizes(text: str) -> str:
+    return re.sub(r"\d[\d.]* [KMGT]?i?B", "SIZE", text)
+
+
+def test_sentences_about_sizes_are_those_that_are_made() -> None:
+    learning = Learning(Limits(memory_limits=MemoryLimits.STRICT))
+    learning.offer(0, 64 * GIB)
+    made = [
+        reason_of(learning, "blast"),
+        reason_of(learning, "blast", declared_bytes=3 * GIB),
+    ]
+    sizing, minute_ns = learning.sizing, 60_000_000_000
+    for peak_mib in (830, 910, 880, 1010, 870, 950, 1100, 900, 860, 990, 940, 920):
+        sizing.observe(Ask("align"), peak_mib * MIB, minute_ns)
+    made.append(reason_of(learning, "align"))
+    made.append(reason_of(learning, "align", reached_bytes=800 * MIB, failures=1))
+    for input_gib in (1, 8, 2, 6, 3, 12, 4, 10, 5):
+        ask = Ask("index", input_gib * GIB)
+        sizing.observe(ask, input_gib * 320 * MIB, input_gib * minute_ns)
+    made.append(reason_of(learning, "index", input_bytes=2 * GIB))
+    made.append(reason_of(learning, "merge"))
+    for second in (1, 2, 4, 8):
+        sizing.observe_live(Ask("load"), (600 + 12 * second) * MIB, second * 1_000_000_000)
+    made.append(reason_of(learning, "load"))
+    told = re.findall(r"^    (from .*)$", SIZING_PAGE, re.M)
+    assert sorted(map(without_sizes, told)) == sorted(made)
+
+
+def test_every_basis_of_a_size_has_its_row() -> None:
+    rows = re.findall(r"^\| `([a-z]+)` \|", SIZING_PAGE, re.M)
+    assert sorted(rows) == sorted(basis.value for basis in Basis)
+
+
+def test_what_is_kept_of_a_category_is_what_the_page_says() -> None:
+    kept = re.search(r"newest runs that succeeded \((\d+) of them\)", SIZING_PAGE)
+    read = re.search(r"the newest (\d+) ended attempts of each category", SIZING_PAGE)
+    assert kept
+    assert read
+    assert int(kept[1]) == SizingLimits().runs_max
+    assert int(read[1]) == Limits().category_attempts_max

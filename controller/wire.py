@@ -189,7 +189,7 @@ def _write_sample(
     cluster: Cluster, record: NodeRecord, sample: agent_pb2.Sample, at_ns: int
 ) -> None:
     slot = record.slot
-    largest = _write_readings(cluster, sample)
+    largest = _write_readings(cluster, record, sample)
     row = cluster.history.begin()
     if sample.HasField("memory_total_bytes") and sample.HasField("memory_available_bytes"):
         total, available = sample.memory_total_bytes, sample.memory_available_bytes
@@ -257,8 +257,12 @@ def _write_custom(
             )
 
 
-def _write_readings(cluster: Cluster, sample: agent_pb2.Sample) -> int:
-    """Write what each task uses into its reservation and return the largest, in bytes."""
+def _write_readings(cluster: Cluster, record: NodeRecord, sample: agent_pb2.Sample) -> int:
+    """Write what each task uses into its reservation and return the largest, in bytes.
+
+    A task that the sample does not list uses nothing any more: a sample without it comes before
+    the report of its end, and what it used must not be taken off the machine's use once again.
+    """
     ids, attempts = sample.task_ids, sample.task_attempts
     readings = sample.task_memory_used_bytes
     if not len(ids) == len(attempts) == len(readings) or len(ids) > ATTEMPTS_MAX:
@@ -266,19 +270,21 @@ def _write_readings(cluster: Cluster, sample: agent_pb2.Sample) -> int:
             f"sample has {len(ids)} task_ids, {len(attempts)} task_attempts and {len(readings)}"
             f" task_memory_used_bytes; they must be equal, at most {ATTEMPTS_MAX}"
         )
-    if not ids:
-        return 0
-    largest: int = max(readings)
-    if largest > BYTES_MAX or min(readings) < 0:
+    largest: int = max(readings, default=0)
+    if largest > BYTES_MAX or min(readings, default=0) < 0:
         wrong = next(place for place, used in enumerate(readings) if not 0 <= used <= BYTES_MAX)
         raise InvalidRequest(
             f"sample.task_memory_used_bytes of task {ids[wrong]} is {readings[wrong]}"
         )
     handle_of = cluster.reservations.get
+    unlisted = set(record.task_ids)
     for task_id, attempt, used in zip(ids, attempts, readings, strict=True):
         handle = handle_of(task_id)
         if handle is not None and cluster.tasks[task_id].attempt == attempt:
             cluster.ledger.measure(handle, used)
+            unlisted.discard(task_id)
+    for task_id in unlisted:
+        cluster.ledger.measure(cluster.reservations[task_id], 0)
     return largest
 
 

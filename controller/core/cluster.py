@@ -211,7 +211,8 @@ class Cluster:
     def note_freed(self, task: Task) -> None:
         """Note that what a placed task used is free again, before a sample can show it.
 
-        Else its memory would count as that of others until the next sample, and wait so long.
+        Else its memory would count as that of others until the next sample, and wait so long. It is
+        nothing where the last sample shows it already: such a one does not list the task.
         """
         used_bytes = self.ledger.read(self.reservations[task.id]).used_bytes
         self.table.freed_bytes[self.nodes[task.node_id].slot] += used_bytes

@@ -193,7 +193,8 @@ class Scheduler:
     def assign_tasks(self, results: Results) -> None:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
-        cluster.learning.offer(results.now_ns, largest_size_bytes(results.offers))
+        largest_bytes = largest_size_bytes(results.offers)
+        cluster.learning.offer(results.now_ns, largest_bytes, cluster.largest_capacity_bytes())
         elastic = cluster.limits.memory_limits is MemoryLimits.ELASTIC
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
         cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)

@@ -153,8 +153,8 @@ class Learning:
         """Return what the size goes no further than: what a node could give lately.
 
         After an end out of memory that may be less than it needs, while the larger nodes are closed
-        or used by others: it waits for a step beyond what it reached, and for what was declared. Only
-        where the step is beyond every node it has what there is, if that is more than it reached.
+        or used by others: it waits for a step beyond what it reached, and for what was declared.
+        Only where the step is beyond every node it has what there is, if that is more.
         """
         most_bytes = self.memory_max_bytes or self.limits.memory_request_max_bytes
         if not need.reached_bytes:

@@ -217,22 +217,29 @@ def after_out_of_memory(
 
     By its own fault: with more memory, at most memory_requeues_max times; never where the limit
     it hit is its user's own, or its size is exact. By no fault of its own: with the same need a
-    little later, bounded by memory_spared_max alone. A cancelled task, and one that must not be
-    requeued, ends.
+    little later, bounded by memory_spared_max alone. By a killer outside: the same, but counted
+    like its own fault, for a program that kills itself on a busy node looks like that. A cancelled
+    task, and one that must not be requeued, ends.
     """
     reason = ended.reason
     own_fault = by_own_fault(ended)
-    hopeless = _hopeless(cluster, task, reached(ended) if own_fault else 0)
+    counted = own_fault or ended.oom_cause is OomCause.OUTSIDE
+    hopeless = _hopeless(cluster, task, reached(ended) if own_fault else 0, counted)
     if hopeless is not None:
         reason += hopeless
         return end(cluster, task, TaskState.OUT_OF_MEMORY, code, reason, ended.ended_at_ns)
     again = f"attempt {task.attempt} {reason}"
+    count, most = task.memory_requeues + 1, cluster.limits.memory_requeues_max
     if own_fault:
-        count, most = task.memory_requeues + 1, cluster.limits.memory_requeues_max
         reached_bytes = max(task.memory_reached_bytes, reached(ended))
         task = replace(task, memory_requeues=count, memory_reached_bytes=reached_bytes)
         again += f"; again with more memory, {count} of {most}"
         return _requeue(cluster, task, again)
+    delay_ns = cluster.limits.memory_spared_delay_ns
+    later_ns = now_ns + delay_ns if delay_ns else 0
+    if counted:
+        again += f"; again, {count} of {most}"
+        return _requeue(cluster, replace(task, memory_requeues=count), again, later_ns)
     by_guard = ended.oom_cause is OomCause.GUARD
     task = replace(
         task,
@@ -240,14 +247,14 @@ def after_out_of_memory(
         guard_kills=task.guard_kills + by_guard,
     )
     again += "; by no fault of its own: again, not counted"
-    delay_ns = 0 if by_guard else cluster.limits.memory_spared_delay_ns
-    return _requeue(cluster, task, again, now_ns + delay_ns if delay_ns else 0)
+    return _requeue(cluster, task, again, 0 if by_guard else later_ns)
 
 
-def _hopeless(cluster: Cluster, task: Task, reached_bytes: int) -> str | None:
+def _hopeless(cluster: Cluster, task: Task, reached_bytes: int, counted: bool) -> str | None:
     """Return why a task that memory ended is not run again, behind a sentence; None where it is.
 
-    `reached_bytes` are what it reached by its own fault, 0 where it was not its own.
+    `reached_bytes` are what it reached by its own fault, 0 where it was not its own; `counted`
+    says whether memory_requeues_max bounds this end.
     """
     limits, spec = cluster.limits, task.spec
     if task.cancelled:
@@ -258,12 +265,11 @@ def _hopeless(cluster: Cluster, task: Task, reached_bytes: int) -> str | None:
         return ""
     if not spec.requeue:
         return ", and it must not be requeued"
+    most = limits.memory_requeues_max if counted else limits.memory_spared_max
+    if (task.memory_requeues if counted else task.memory_spared) >= most:
+        return f"; it was run again{' with more memory' if reached_bytes else ''} {most} times"
     if not reached_bytes:
-        most = limits.memory_spared_max
-        return f"; it was run again {most} times" if task.memory_spared >= most else None
-    most = limits.memory_requeues_max
-    if task.memory_requeues >= most:
-        return f"; it was run again with more memory {most} times"
+        return None
     largest_bytes = cluster.largest_capacity_bytes()
     if reached_bytes >= largest_bytes:
         return f"; the largest node can give {gibibytes(largest_bytes)}"

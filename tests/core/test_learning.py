@@ -176,7 +176,7 @@ def test_more_memory_is_never_below_what_was_declared_nor_beyond_its_own_limit()
     assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 15 * GIB
 
 
-@pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD, OomCause.OUTSIDE])
+@pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD])
 def test_end_by_no_fault_of_its_own_costs_a_task_nothing(cause: OomCause) -> None:
     with Harness() as world:
         world.ready("n1", total="32GiB")
@@ -189,6 +189,23 @@ def test_end_by_no_fault_of_its_own_costs_a_task_nothing(cause: OomCause) -> Non
             assert (again.memory_spared, again.memory_requeues, again.failures) == (count, 0, 0)
             assert again.memory_size_bytes == GIB
         assert again.guard_kills == (19 if cause is OomCause.GUARD else 0)
+
+
+def test_program_that_kills_itself_on_a_busy_node_is_not_run_again_without_end() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        (task_id,) = world.submit(spec("1GiB"))
+        for count in range(1, 1 + world.limits.memory_requeues_max):
+            world.ended(task_id, signal=9, cause=OomCause.OUTSIDE, peak="900MiB")
+            assert world.states(task_id) == ["PENDING"], "a little later"
+            world.advance("1s")
+            again = world.task(task_id)
+            assert again.state is TaskState.ASSIGNED
+            assert (again.memory_spared, again.memory_requeues) == (0, count)
+            assert again.memory_size_bytes == GIB
+        world.ended(task_id, signal=9, cause=OomCause.OUTSIDE, peak="900MiB")
+        assert world.states(task_id) == ["OUT_OF_MEMORY"]
+        assert world.task(task_id).reason.endswith("; it was run again 5 times")
 
 
 def test_guard_kill_sets_all_aside_that_is_expected() -> None:

@@ -178,6 +178,15 @@ class Cluster:
         left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
         self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0
 
+    def silent_tasks(self, now_ns: int) -> dict[str, int]:
+        """Return by category how many placed tasks were not measured lately. One pass over them."""
+        silent: dict[str, int] = {}
+        for task_id in self.reservations:
+            task = self.tasks[task_id]
+            if self.learning.is_silent(task, now_ns):
+                silent[task.spec.category] = silent.get(task.spec.category, 0) + 1
+        return silent
+
     def reserve(self, task: Task, slot: int, size_bytes: int | None = None) -> None:
         """Set the task's size aside on a node, or the given one.
 

@@ -52,6 +52,7 @@ class Outcomes:
     failed: int = 0  # by themselves
     out_of_memory: int = 0  # at a limit of their own
     spared: int = 0  # for want of memory, by no fault of theirs
+    failed_measured: bool = False  # one of the failed ones has told its peak
     runtimes_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RUNTIMES_MAX))
 
 
@@ -121,8 +122,14 @@ class Learning:
         return self.decide(need).size_bytes
 
     def is_guess(self, need: Need) -> bool:
-        """Say whether nothing of its category was seen, so that one task should go ahead."""
-        return not need.reached_bytes and self.decide(need).basis in GUESSES
+        """Say whether nothing of its category was seen, so that one task should go ahead.
+
+        One that failed by itself was seen: a category that always fails does not go one by one.
+        """
+        known = self.outcomes.get(need.category)
+        if need.reached_bytes or (known is not None and known.failed_measured):
+            return False
+        return self.decide(need).basis in GUESSES
 
     def _decide(self, need: Need) -> Decision:
         ask = Ask(need.category, need.input_bytes, need.declared_bytes)
@@ -187,6 +194,15 @@ class Learning:
         key = (task.id, task.attempt)
         self.curves.started(key, task.spec.category)
         self._clocks[key] = _Clock(now_ns, first_bytes=task.memory_size_bytes)
+
+    def is_silent(self, task: Task, now_ns: int) -> bool:
+        """Say whether nothing was measured of a placed task for pilot_silent_ns."""
+        clock = self._clocks.get((task.id, task.attempt))
+        measured = clock is not None and clock.peak_bytes > 0
+        heard_ns = clock.seen_ns if clock is not None and measured else task.assigned_at_ns
+        # A task that rests is told with a heartbeat only.
+        patience_ns = self.limits.pilot_silent_ns + measured * self.limits.heartbeat_ns
+        return now_ns - heard_ns >= patience_ns
 
     def freeze(self, key: tuple[int, int], frozen: bool) -> None:
         """Note that the guard froze an attempt, or let it go on."""
@@ -256,6 +272,12 @@ class Learning:
                 outcomes.spared += 1
             case TaskState.FAILED:
                 outcomes.failed += 1
+                outcomes.failed_measured |= peak_bytes > 0
+                # A failure may come early: it can raise what is believed, never lower it.
+                believed_bytes = ask.declared_bytes or self.limits.memory_request_default_bytes
+                if peak_bytes > believed_bytes:
+                    runtime_ns = max(1, attempt.ended_at_ns - attempt.started_at_ns)
+                    self.sizing.observe_live(ask, peak_bytes, runtime_ns)
 
     def forget(self, task: Task) -> None:
         """Follow an attempt no more of which nobody tells how it ended."""

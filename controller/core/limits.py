@@ -101,6 +101,9 @@ class Limits:
     pilots_max: int = 1
     pilots_elastic_max: int = 3
     pilot_ns: int = 500 * MILLISECOND_NS  # how long one has run before it tells about the others
+    # One that nothing was measured of for so long keeps the others back no more: it may hang, or
+    # its node may.
+    pilot_silent_ns: int = 10 * SECOND_NS
     categories_max: int = 2_000  # of which what was learned is kept; the longest unused goes first
     category_attempts_max: int = 64  # kept of each, and read again at the start
 

@@ -79,6 +79,9 @@ class Quotas:
     category_tasks: dict[str, int] = field(default_factory=dict)
     is_guess: Callable[[Need], bool] = lambda need: False  # nothing is known of its category
     pilots_max: int = 1  # of such a category
+    # How many of each category are placed of which nothing is heard; asked where it matters.
+    silent: Callable[[], Mapping[str, int]] = dict
+    _silent: Mapping[str, int] | None = None  # the answer, for the whole round
 
     def refusal(self, line: Line) -> str:
         """Return the code of the bound that keeps this line from placing one more, or ""."""
@@ -86,6 +89,7 @@ class Quotas:
             line.need is not None
             and self.category_tasks.get(line.need.category, 0) >= self.pilots_max
             and self.is_guess(line.need)
+            and self._pilots(line.need.category) >= self.pilots_max
         ):
             return "PILOT"
         if line.array_id and self.array_tasks.get(line.array_id, 0) >= line.array_running_max:
@@ -93,6 +97,12 @@ class Quotas:
         if self.user_tasks_max and self.user_tasks.get(line.user, 0) >= self.user_tasks_max:
             return "USER_LIMIT"
         return ""
+
+    def _pilots(self, category: str) -> int:
+        """Return how many placed tasks of a category may still tell about it."""
+        if self._silent is None:
+            self._silent = self.silent()
+        return self.category_tasks[category] - self._silent.get(category, 0)
 
     def take(self, line: Line) -> None:
         """Count a placed task."""

@@ -206,6 +206,7 @@ class Scheduler:
             dict(cluster.category_tasks),
             cluster.learning.is_guess,
             cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
+            lambda: cluster.silent_tasks(results.now_ns),
         )
         results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)

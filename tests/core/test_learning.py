@@ -254,6 +254,50 @@ def test_pilot_that_says_nothing_lets_another_go_ahead() -> None:
         assert world.states(*ids) == ["FAILED", "ASSIGNED", "PENDING"]
 
 
+def test_pilot_that_does_not_move_lets_another_go_ahead_after_a_while() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        ids = world.submit(*[AUTO] * 3)
+        world.advance("9s")
+        assert world.states(*ids) == ["ASSIGNED", "PENDING", "PENDING"]
+        world.advance("1s")
+        world.sample("n1")
+        assert world.states(*ids) == ["ASSIGNED", "ASSIGNED", "PENDING"]
+        world.advance("9s")
+        world.sample("n1")
+        assert world.states(*ids) == ["ASSIGNED", "ASSIGNED", "PENDING"], "the second is young"
+
+
+def test_pilot_that_was_measured_on_a_node_that_fell_silent_is_not_waited_for_long() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        ids = world.submit(*[AUTO] * 2)
+        world.started(ids[0])
+        world.advance("100ms")
+        world.sample("n1", used="100MiB", tasks={ids[0]: "100MiB"})
+        world.ready("n2", total="32GiB")
+        world.advance("10s")
+        world.sample("n2")
+        assert world.states(*ids) == ["RUNNING", "PENDING"]
+        world.advance("10s")
+        world.sample("n2")
+        assert world.states(*ids) == ["RUNNING", "ASSIGNED"]
+
+
+def test_category_that_always_fails_does_not_go_one_by_one() -> None:
+    with Harness() as world:
+        world.ready("n1", total="64GiB")
+        ids = world.submit(*[AUTO] * 4)
+        world.started(ids[0])
+        world.ended(ids[0], exit_code=1, peak="5MiB")
+        assert world.states(*ids) == ["FAILED"] + ["ASSIGNED"] * 3
+        # It may have failed before it needed much: that makes no size small.
+        assert all(world.task(i).memory_size_bytes == GIB for i in ids[1:])
+        world.ended(ids[1], exit_code=1, peak="3GiB")
+        (later,) = world.submit(AUTO)
+        assert world.task(later).memory_size_bytes >= 3 * GIB
+
+
 def test_learning_begins_again_from_the_attempts_of_before() -> None:
     with Harness() as world:
         world.ready("n1", total="32GiB")

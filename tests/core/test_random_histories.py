@@ -217,7 +217,11 @@ class History:
         if (need := cluster.need_of(task)) is not None and cluster.learning.is_guess(need):
             elastic = self.limits.memory_limits is MemoryLimits.ELASTIC
             most = LIMITS.pilots_elastic_max if elastic else LIMITS.pilots_max
-            if cluster.category_tasks.get(task.spec.category, 0) >= most:
+            displayed = self.world.scheduler.displayed
+            assert displayed is not None
+            silent = cluster.silent_tasks(displayed.now_ns)
+            category = task.spec.category
+            if cluster.category_tasks.get(category, 0) - silent.get(category, 0) >= most:
                 return True
         return of_user >= LIMITS.user_tasks_max or bool(bound and of_array >= bound)
 

@@ -55,10 +55,6 @@ class Accounts:
         """Return how many tasks each user has placed."""
         return {user: account.task_count for user, account in self._by_user.items()}
 
-    def memory_bytes(self) -> dict[str, int]:
-        """Return how much memory was set aside for each user's placed tasks at their starts."""
-        return {user: account.memory_bytes for user, account in self._by_user.items()}
-
     def advance(self, now_ns: int, half_life_ns: int) -> None:
         """Bring the means up to an instant; what was placed since the last one counts for all of
         the time between, which is no longer than the gap between two cycles.

@@ -27,12 +27,13 @@ are not followed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from controller.core.peaks import Peaks
 
 Key: TypeAlias = tuple[int, int]  # (task_id, attempt)
 Floats: TypeAlias = NDArray[np.float64]
@@ -41,16 +42,6 @@ FIRST_BIN_NS = 100_000_000
 BINS_PER_OCTAVE = 3
 BINS = 60  # up to a day; later is the last one
 LEVELS = 16  # of the share of the peak that is used
-
-
-class Peaks(Protocol):
-    """What was learned of a category's peaks: atoms sorted by size, with their weights."""
-
-    @property
-    def memory_bytes(self) -> Sequence[int]: ...
-
-    @property
-    def weights(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,6 @@ class Running:
 
     first_bytes: int  # what it was placed by
     used_bytes: int
-    exact: bool = False  # --mem-exact or strict: stays at what it was placed by
     whole: bool = False  # the guard ended it before: it keeps its whole expected peak
 
 
@@ -112,7 +102,7 @@ def reserved_first(size_bytes: int, expected: Expectation, policy: GrowthPolicy)
 
 def reserved_now(task: Running, expected: Expectation, policy: GrowthPolicy) -> int:
     """Return what to have set aside for a running task now, at least what it uses."""
-    if task.exact or expected.peak_bytes == 0:
+    if expected.peak_bytes == 0:
         return max(task.first_bytes, task.used_bytes)
     rest_bytes = max(0, expected.peak_bytes - task.used_bytes)
     share = 1.0 if task.whole else policy.rest_share
@@ -153,16 +143,6 @@ class Curves:
         self.limits = limits or CurveLimits()
         self._categories: dict[str, _Category] = {}  # the least recently used first
         self._rows: dict[Key, _Row] = {}
-
-    @property
-    def row_count(self) -> int:
-        """How many running attempts are followed."""
-        return len(self._rows)
-
-    @property
-    def category_count(self) -> int:
-        """Of how many categories something is known."""
-        return len(self._categories)
 
     def started(self, key: Key, category: str) -> None:
         """Follow an attempt from now on."""

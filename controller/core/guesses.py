@@ -35,9 +35,6 @@ class Guess(IntEnum):
     NEAR = 4  # the mean peak of inputs about as large
 
 
-NEEDS_INPUT = frozenset({Guess.PROPORTIONAL, Guess.LINE, Guess.NEAR})
-
-
 class History:
     """The newest `rows_max` runs of one category, and the errors of each guess about them."""
 

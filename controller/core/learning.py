@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from controller.core.growth import (
+    CurveLimits,
     Curves,
     Expectation,
     GrowthPolicy,
@@ -71,8 +72,17 @@ class Learning:
     """Sizes by category. Bounded by categories_max and the number of placed tasks."""
 
     def __init__(self, limits: Limits) -> None:
-        self.sizing = Sizing(SizingLimits(categories_max=limits.categories_max))
-        self.curves = Curves()
+        self.sizing = Sizing(
+            SizingLimits(
+                categories_max=limits.categories_max,
+                default_bytes=limits.memory_request_default_bytes,
+            )
+        )
+        self.curves = Curves(
+            limits=CurveLimits(
+                categories_max=limits.categories_max, rows_max=limits.tasks_running_max
+            )
+        )
         self.reconfigure(limits)
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
         self.memory_max_bytes = 0  # what a node could give lately; 0: not known

@@ -119,10 +119,6 @@ class Ladder:
             tuple(round(runtime * scale_ns) for runtime in self._runtimes),
         )
 
-    def expected(self) -> float:
-        """Return what a task is expected to cost, in bytes times nanoseconds."""
-        return self._cost[0]
-
     def after(self, reached: float) -> float:
         """Return the size of the attempt after one that ran out of memory at `reached`."""
         least = reached * STEP_MIN

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,20 +15,16 @@ from controller.core.growth import (
     reserved_first,
     reserved_now,
 )
+from controller.core.peaks import Peaks
 
 MIB = 1 << 20
 SECOND_NS = 1_000_000_000
 POLICY = GrowthPolicy(rest_share=0.5, quantile=0.6)
 
 
-@dataclass(frozen=True)
-class Atoms:
-    memory_bytes: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-def atoms(*sizes_mib: int) -> Atoms:
-    return Atoms(tuple(size * MIB for size in sizes_mib), (1.0,) * len(sizes_mib))
+def atoms(*sizes_mib: int) -> Peaks:
+    count = len(sizes_mib)
+    return Peaks(tuple(size * MIB for size in sizes_mib), (1.0,) * count, (SECOND_NS,) * count)
 
 
 def run(curves: Curves, number: int, peak_mib: int, shape: list[tuple[float, float]]) -> None:
@@ -41,7 +35,7 @@ def run(curves: Curves, number: int, peak_mib: int, shape: list[tuple[float, flo
     curves.ended((number, 1), whole=True, peak_bytes=peak_mib * MIB)
 
 
-def expected_mib(curves: Curves, seconds: float, used_mib: int, peaks: Atoms) -> int:
+def expected_mib(curves: Curves, seconds: float, used_mib: int, peaks: Peaks) -> int:
     curves.started((99, 1), "c")
     curves.observe((99, 1), int(seconds * SECOND_NS), used_mib * MIB)
     expected = curves.expect((99, 1), peaks).peak_bytes // MIB
@@ -67,11 +61,6 @@ def test_a_running_task_has_its_use_and_a_share_of_the_rest_reserved() -> None:
     assert reserved_first(300 * MIB, expected, POLICY) == 500 * MIB
     assert reserved_now(Running(500 * MIB, 400 * MIB), expected, POLICY) == 700 * MIB
     assert reserved_now(Running(500 * MIB, 1_100 * MIB), expected, POLICY) == 1_100 * MIB
-
-
-def test_an_exact_request_is_kept() -> None:
-    exact = Running(first_bytes=800 * MIB, used_bytes=100 * MIB, exact=True)
-    assert reserved_now(exact, Expectation(300 * MIB), POLICY) == 800 * MIB
 
 
 def test_a_task_the_guard_has_ended_before_keeps_its_whole_peak() -> None:
@@ -135,10 +124,10 @@ def test_categories_and_rows_beyond_the_bounds_are_forgotten() -> None:
     for number in range(10):
         curves.started((number, 1), f"c{number}")
         curves.observe((number, 1), SECOND_NS, MIB)
-    assert curves.row_count == 3
+    assert len(curves._rows) == 3
     for number in range(10):
         curves.ended((number, 1), whole=True)
-    assert (curves.row_count, curves.category_count) == (0, 2)
+    assert (len(curves._rows), len(curves._categories)) == (0, 2)
 
 
 samples = st.lists(st.tuples(st.integers(0, 200 * SECOND_NS), st.integers(0, 1 << 40)), max_size=30)

@@ -338,6 +338,14 @@ def test_what_is_expected_before_anything_is_known_is_the_default() -> None:
     assert learning.is_guess(need)
 
 
+def test_bounds_and_the_default_are_those_of_the_limits() -> None:
+    limits = replace(SMALL, categories_max=3, memory_request_default_bytes=2 * GIB)
+    learning = Learning(limits)
+    assert learning.curves.limits.categories_max == learning.sizing.limits.categories_max == 3
+    assert learning.curves.limits.rows_max == limits.tasks_running_max
+    assert learning.sizing.limits.default_bytes == 2 * GIB
+
+
 @given(st.integers(0, 1 << 50))
 def test_inputs_are_rounded_up_by_at_most_a_sixteenth(count: int) -> None:
     rounded = rounded_up(count)

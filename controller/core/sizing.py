@@ -34,6 +34,9 @@ __all__ = [
 ]  # fmt: skip
 
 RUNTIME_MIN_NS = 1_000_000
+# Sizes of a category are made anew with each of its first 50 successes, then when one run in so
+# many is new.
+NEWS_SHARE = 25
 DECLARED_MAX = 64  # declarations kept of a category
 LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories without a run
 COLD_PRICE = 0.5  # of lost runtime, for a category without a run: an early failure teaches
@@ -50,7 +53,8 @@ PILOT_GROWTH = (1.2, 3.0)  # what a running sibling may still grow by
 class _Category:
     history: History
     words: frozenset[str]
-    version: int = 0  # of all changes, the last one of its own
+    version: int = 0  # of all changes, the last one of its own that may make another size
+    news_at: int = 0  # runs seen at which the next success is one
     out_of_memory: int = 0
     reached: list[tuple[float, float]] = field(default_factory=list)  # log bytes, log input
     live: dict[int, int] = field(default_factory=dict)  # by log2 of the time: most used
@@ -99,6 +103,7 @@ class Sizing:
         runtime_ns = max(runtime_ns, RUNTIME_MIN_NS)
         log_peak, log_runtime = math.log(max(peak_bytes, 1)), math.log(runtime_ns)
         log_input = _log_input(ask)
+        is_news = log_peak > history.top or history.seen + 1 >= category.news_at
         if history.count:
             self._shared.learn(history, log_peak, log_runtime, log_input)
         history.add(log_peak, log_runtime, log_input)
@@ -110,11 +115,15 @@ class Sizing:
         for index, (reached, of_input) in enumerate(category.reached):
             if reached < log_peak and (of_input == log_input or math.isnan(of_input)):
                 del category.reached[index]
+                is_news = True
                 if category.fit is not None:
                     category.fit.ladders.clear()
                 break
         category.live.clear()
-        category.version = self._learned_at = self._changed()
+        self._learned_at = self._changed()
+        if is_news:
+            category.version = self._learned_at
+            category.news_at = history.seen + max(1, history.seen // NEWS_SHARE)
         self._held += peak_bytes * runtime_ns
         self._ran_ns += runtime_ns
         self._longest_ns = max(self._longest_ns, runtime_ns)
@@ -186,7 +195,11 @@ class Sizing:
         return found.ladder.distribution(found.scale_bytes, found.scale_ns)
 
     def version(self, category: str) -> int:
-        """Return a number that rises when a size of the category may be another."""
+        """Return a number that rises when a size of the category may be another.
+
+        With each success of one with few runs, with a new largest peak, and with news of those
+        that run or ran out of memory; beyond that the sizes of many runs are kept for a while.
+        """
         kept = self._categories.get(category)
         if kept is not None and kept.history.count:
             return kept.version

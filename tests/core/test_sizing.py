@@ -195,6 +195,24 @@ def test_an_end_out_of_memory_is_used_at_once() -> None:
     assert sizing.size(Ask("train"), NODE_BYTES).memory_bytes > before
 
 
+def test_sizes_of_a_category_with_many_runs_are_kept_for_a_while() -> None:
+    sizing = Sizing()
+    changes = []
+    for number in range(250):
+        before = sizing.version("train")
+        runs(sizing, "train", [300 + number % 7])
+        changes.append(sizing.version("train") > before)
+    assert all(changes[:50])
+    assert sum(changes[200:]) <= 7
+    for learn in (
+        lambda: sizing.observe_out_of_memory(Ask("train"), GIB),
+        lambda: runs(sizing, "train", [2_000]),
+    ):
+        before = sizing.version("train")
+        learn()
+        assert sizing.version("train") > before, "this is news at once"
+
+
 def test_siblings_of_a_new_category_are_sized_from_the_running_pilot() -> None:
     sizing = Sizing()
     ask = Ask("assemble", declared_bytes=32 * GIB)

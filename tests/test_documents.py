@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -294,10 +293,17 @@ def test_files_variables_and_errors_of_the_page_are_those_of_a_controller(
 # docs/sizing.md
 
 
-def reason_of(learning: Learning, category: str, **known: int) -> str:
+def reason_of(
+    learning: Learning,
+    category: str,
+    input_bytes: int | None = None,
+    declared_bytes: int | None = None,
+    reached_bytes: int = 0,
+    failures: int = 0,
+) -> str:
     """Return the sentence of a task's size in which the sizes are left out: they may be tuned."""
-    need = Need(category, known.pop("input_bytes", None), known.pop("declared_bytes", None), None)
-    return without_sizes(learning.decide(replace(need, **known)).reason)
+    need = Need(category, input_bytes, declared_bytes, None, reached_bytes, failures)
+    return without_sizes(learning.decide(need).reason)
 
 
 def without_sizes(text: str) -> str:

@@ -312,8 +312,8 @@ class Guard:
             why = "no task can go on in the room that is left, and this is the cheapest to redo"
         elif (found := self._for_overdue(plan)) is not None:
             victim, why = found
-        elif self._is_squeezed(plan):
-            victim = self._victim(plan)
+        elif self._is_squeezed(plan) and (worthwhile := self._worthwhile(plan)):
+            victim = self._victim(plan, worthwhile)
             why = "what is no task's grows into the last room, and this is the cheapest to redo"
         else:
             return False
@@ -341,6 +341,15 @@ class Guard:
             return False
         foreign = view.growth_bytes_per_second - _growth_of(view)
         return foreign >= settings.growth_min_bytes_per_second
+
+    def _worthwhile(self, plan: _Plan) -> list[GuardedTask]:
+        """Return the tasks that would give back the margin at least: to end others saves nobody."""
+        enough = plan.view.limit_bytes * self.settings.margin_ratio
+        return [
+            task
+            for task in plan.view.tasks
+            if task.key not in self._ending and task.used_bytes >= enough
+        ]
 
     def _overdue(self, plan: _Plan) -> list[GuardedTask]:
         """Return the frozen tasks for which it would be cheaper to run again than to wait on."""
@@ -373,10 +382,10 @@ class Guard:
         )
         return self._cheapest(others, overdue[0]), why
 
-    def _victim(self, plan: _Plan) -> GuardedTask:
+    def _victim(self, plan: _Plan, among: list[GuardedTask] | None = None) -> GuardedTask:
         """Return whom to end so that the worthiest can go on; that one only if it is the last."""
         keep = plan.movable[0]
-        candidates = [task for task in plan.view.tasks if task.key not in self._ending]
+        candidates = among or [task for task in plan.view.tasks if task.key not in self._ending]
         if any(task.key != keep.key and not task.no_requeue for task in candidates):
             candidates = [task for task in candidates if task.key != keep.key]
         return self._cheapest(candidates, keep)

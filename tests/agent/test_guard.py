@@ -218,6 +218,9 @@ def test_waiting_for_memory_counts_as_a_stall_only_at_the_end_of_memory() -> Non
         (1_500, 300, (task(1, 1_500), task(2, 1_000)), [(2, 1)]),
         (1_500, 300, (task(1, 1_500), task(2, 1_000, elastic=False)), [(2, 1)]),
         (500, 300, (task(1, 1_500), task(2, 1_000), task(3, 1_000, elastic=False)), [(2, 1)]),
+        # What gives back next to nothing is not ended for it.
+        (3_990, 300, (task(1, 5), task(2, 5)), []),
+        (2_495, 300, (task(1, 1_500), task(2, 5)), [(1, 1)]),
         # Freezing helps first, or has helped already.
         (1_500, 300, (task(1, 1_500), task(2, 1_000, 100)), []),
         (1_500, 300, (task(1, 1_500), frozen(task(2, 1_000))), []),

@@ -6,7 +6,6 @@ size of a need once for each change of what is known, however many tasks wait wi
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
@@ -23,7 +22,6 @@ from controller.core.growth import (
 from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskState
 from controller.core.needs import Need, rounded_up
-from controller.core.peaks import STEP_MIN
 from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
@@ -86,7 +84,6 @@ class Learning:
         self.reconfigure(limits)
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
         self.memory_max_bytes = 0  # what a node could give lately; 0: not known
-        self.capacity_max_bytes = 0  # of the largest node, open or not; 0: not known
         self._offered: tuple[int, int, int] = (0, 0, 0)  # since when, the most since, and before
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
@@ -95,11 +92,10 @@ class Learning:
         self.limits = limits
         self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
         self.curves.policy = self.policy
-        self._decisions: dict[Need, tuple[tuple[int, int, int], Decision]] = {}
+        self._decisions: dict[Need, tuple[tuple[int, int], Decision]] = {}
 
-    def offer(self, now_ns: int, largest_bytes: int, capacity_bytes: int = 0) -> None:
-        """Take in the most that some open node could give with no task on it, now, and the capacity
-        of the largest node, open or not.
+    def offer(self, now_ns: int, largest_bytes: int) -> None:
+        """Take in the most that some node could give with no task on it, now.
 
         Sizes go no further than the most of the last while: what others use on a node for a moment,
         or a task that has just ended, must not make every size small.
@@ -110,14 +106,12 @@ class Learning:
         most = max(most, largest_bytes)
         self._offered = (since_ns, most, before)
         self.memory_max_bytes = max(most, before)
-        self.capacity_max_bytes = capacity_bytes
 
     # --- asking ---
 
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
-        version = self.sizing.version(need.category)
-        stamp = (version, self.memory_max_bytes, self.capacity_max_bytes)
+        stamp = (self.sizing.version(need.category), self.memory_max_bytes)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -143,7 +137,7 @@ class Learning:
 
     def _decide(self, need: Need) -> Decision:
         ask = Ask(need.category, need.input_bytes, need.declared_bytes)
-        most_bytes = self._most_bytes(need)
+        most_bytes = self.memory_max_bytes or self.limits.memory_request_max_bytes
         if need.reached_bytes:
             size = self.sizing.size_after_out_of_memory(
                 ask, need.reached_bytes, need.failures, most_bytes
@@ -155,8 +149,7 @@ class Learning:
         if self.limits.memory_limits is MemoryLimits.ELASTIC:
             size_bytes, told = self._elastic(need, size, expected)
             reason += told
-        least_bytes = (need.declared_bytes or 0) if need.reached_bytes else 0
-        size_bytes = min(max(size_bytes, need.used_bytes, least_bytes), most_bytes)
+        size_bytes = min(max(size_bytes, need.used_bytes), most_bytes)
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
             reason += "; no more than its own limit"
@@ -165,23 +158,6 @@ class Learning:
             size_bytes = need.declared_bytes or 0
         peak_bytes = max(expected.peak_bytes, need.used_bytes)
         return Decision(size_bytes, peak_bytes, size.basis, reason)
-
-    def _most_bytes(self, need: Need) -> int:
-        """Return what the size goes no further than: what a node could give lately.
-
-        After an end out of memory that may be less than it needs, while the larger nodes are closed
-        or used by others: it waits for a step beyond what it reached, and for what was declared.
-        Only where the step is beyond every node it has what there is, if that is more.
-        """
-        most_bytes = self.memory_max_bytes or self.limits.memory_request_max_bytes
-        if not need.reached_bytes:
-            return most_bytes
-        capacity_bytes = self.capacity_max_bytes or self.limits.memory_request_max_bytes
-        most_bytes = min(most_bytes, capacity_bytes)
-        step_bytes = math.ceil(need.reached_bytes * STEP_MIN)
-        if step_bytes > capacity_bytes:
-            step_bytes = 0 if most_bytes > need.reached_bytes else capacity_bytes
-        return max(most_bytes, step_bytes, need.declared_bytes or 0)
 
     def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
         """Return what is set aside at first of a size that a task may outgrow, and why."""

@@ -112,7 +112,7 @@ def test_each_requeue_for_memory_asks_at_least_half_as_much_more() -> None:
         assert world.task(task_id).memory_requeues == world.limits.memory_requeues_max
 
 
-@pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD, OomCause.OUTSIDE])
+@pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD])
 def test_end_by_no_fault_of_its_own_costs_a_task_nothing(cause: OomCause) -> None:
     with Harness() as world:
         world.ready("n1", total="32GiB")

@@ -40,8 +40,9 @@ class Limits:
     cancel_grace_ns: int = 10 * SECOND_NS
     cancel_grace_max_ns: int = 3_600 * SECOND_NS
     lease_margin_ns: int = 30 * SECOND_NS  # clocks and queues on both sides of a lost lease
+    # Attempts that outgrew their own limit, or that a killer outside ended.
     memory_requeues_max: int = 5
-    # Attempts that memory ended by no fault of the task's are not counted among those; far more of
+    # Others that memory ended by no fault of the task's are not counted among those; far more of
     # them than a cluster in order ever causes, so that none goes on without end.
     memory_spared_max: int = 100
     # Before the next one; not after the guard's own, who has made room already.

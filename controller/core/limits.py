@@ -94,7 +94,7 @@ class Limits:
     pressure_critical_ns: int = 3 * SECOND_NS
 
     # Memory of tasks.
-    memory_limits: MemoryLimits = MemoryLimits.STRICT
+    memory_limits: MemoryLimits = MemoryLimits.ELASTIC
     # The share of what a running task is still expected to grow by that is promised to others too.
     overcommit_share: float = 1.0 - GrowthPolicy().rest_share
     # Placed at once of a category of which nothing is known; a wrong guess costs an attempt where

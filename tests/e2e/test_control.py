@@ -39,9 +39,11 @@ def test_reservation_keeps_a_task_out_until_it_expires(shared: Cluster) -> None:
     made = shared.mass(
         "reservation", "create", "--mem", f"{size // 1024}KiB", "--ttl", "1s", "-o", "json"
     ).json
-    plan = shared.mass("submit", "--dry-run", "--mem", "2GiB", "-o", "json", "--", "true")
+    plan = shared.mass(
+        "submit", "--dry-run", "--mem", "2GiB", "--mem-exact", "-o", "json", "--", "true"
+    )
     assert (plan.code, plan.json[0]["reason_code"]) == (5, "NO_NODE_WITH_MEMORY")
-    task_id = shared.submit_one("true", memory_request_bytes=2 * GIB)
+    task_id = shared.submit_one("true", memory_request_bytes=2 * GIB, memory_exact=True)
     assert shared.client.task(task_id).reason_code == "NO_NODE_WITH_MEMORY"
     (task,) = shared.wait_ended([task_id])
     assert task.exit_code == 0

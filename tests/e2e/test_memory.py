@@ -46,6 +46,11 @@ def test_same_task_succeeds_with_a_limit_it_does_not_reach(shared: Cluster) -> N
     assert (ran.code, ran.out) == (0, "ate\n"), ran
 
 
+def test_size_without_a_hard_limit_is_only_what_is_expected(shared: Cluster) -> None:
+    ran = shared.mass("run", "-q", "--mem", "200MiB", "--", *eater(400))
+    assert (ran.code, ran.out) == (0, "ate\n"), ran
+
+
 def test_watchdog_ends_a_task_that_outgrows_its_limit_where_there_are_no_groups(
     make_cluster: MakeCluster,
 ) -> None:
@@ -87,7 +92,9 @@ def test_nodes_of_one_machine_never_take_more_than_they_can_promise(
     cluster.start_agent("one", "--memory", "1GiB")
     cluster.start_agent("two", "--memory", "1GiB")
     cluster.wait_ready()
-    ids = cluster.submit("sleep", "0.7", count=5, memory_request_bytes=600 * MIB)
+    ids = cluster.submit(
+        "sleep", "0.7", count=5, memory_request_bytes=600 * MIB, memory_exact=True
+    )
     reasons: set[str] = set()
 
     def all_ended() -> bool:
@@ -131,7 +138,9 @@ def test_memory_taken_outside_keeps_a_task_away_until_it_is_given_back(cluster: 
                 lambda: cluster.client.node("node-1").memory_promise_bytes < request,
                 "the node promises less",
             )
-            task_id = cluster.submit_one("sleep", "0.1", memory_request_bytes=request)
+            task_id = cluster.submit_one(
+                "sleep", "0.1", memory_request_bytes=request, memory_exact=True
+            )
             cluster.until(
                 lambda: "foreign_used" in cluster.client.task(task_id).reason, "it says why"
             )

@@ -55,6 +55,7 @@ from controller.core.model import (
     AlertState,
     Attempt,
     KnownAttempt,
+    MemoryLimits,
     MemoryReservation,
     Node,
     OomCause,
@@ -69,7 +70,13 @@ from controller.core.rules import Rule, RuleSet
 from controller.core.scheduler import Scheduler
 
 START_NS = 1_800_000_000_000_000_000
-SMALL = Limits(nodes_max=16, tasks_running_max=64, tasks_open_max=1_000)
+# Strict limits keep what a test declares as what is set aside; those about elastic ones say so.
+SMALL = Limits(
+    nodes_max=16,
+    tasks_running_max=64,
+    tasks_open_max=1_000,
+    memory_limits=MemoryLimits.STRICT,
+)
 POOL_BYTES = 4 << 20
 
 

@@ -337,6 +337,7 @@ async def test_assignment_carries_all_that_was_asked_for(served: Served) -> None
         command=["echo", "a b"],
         memory_request_bytes=64 * MIB,
         memory_limit_bytes=96 * MIB,
+        memory_exact=True,
         cpus=0.5,
         environment={"KEY": "value"},
         working_directory="/tmp",

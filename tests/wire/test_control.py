@@ -171,7 +171,7 @@ async def test_paused_task_is_frozen_and_goes_on_when_it_is_resumed(served: Serv
 
 
 async def test_priority_decides_who_goes_first(served: Served) -> None:
-    await submit(served, 2, memory_request_bytes=5 * GIB)
+    await submit(served, 2, memory_request_bytes=5 * GIB, memory_exact=True)
     assert await control(served, "PRIORITY", "2", priority=7) == [("PENDING", "")]
     task = (await served.tasks.GetTask(task_pb2.GetTaskRequest(id="2"))).task
     assert task.spec.priority == 7

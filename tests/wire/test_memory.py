@@ -50,8 +50,8 @@ async def explained(served: Served, task_id: str) -> Any:
     return await served.tasks.ExplainTask(task_pb2.ExplainTaskRequest(id=task_id))
 
 
-async def be_elastic(served: Served) -> None:
-    limits = replace(served.cluster.limits, memory_limits=MemoryLimits.ELASTIC)
+async def be_strict(served: Served) -> None:
+    limits = replace(served.cluster.limits, memory_limits=MemoryLimits.STRICT)
     now_ns = served.engine.now_ns()
     await served.engine.ask(Reconfigured(now_ns, served.cluster.rules, limits))
 
@@ -68,7 +68,6 @@ async def test_welcome_says_what_all_attempts_together_may_use(served: Served) -
 
 async def test_elastic_assignment_has_no_limit_but_its_users_own(served: Served) -> None:
     stream = await joined_ready(served)
-    await be_elastic(served)
     fields = {"priority": 7, "no_requeue": True, "oom_group": True, "input_bytes": 5}
     await submit(served, memory_request_bytes=2 * GIB, **fields)
     (first,) = (await stream.read()).assignments.assignments
@@ -86,6 +85,7 @@ async def test_elastic_assignment_has_no_limit_but_its_users_own(served: Served)
 
 async def test_category_is_learned_and_told(served: Served) -> None:
     stream = await joined_ready(served)
+    await be_strict(served)
     unknown = await refused(
         memory(served).GetCategory(memory_pb2.GetCategoryRequest(name="train"))
     )

@@ -6,6 +6,7 @@ size of a need once for each change of what is known, however many tasks wait wi
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
@@ -22,13 +23,16 @@ from controller.core.growth import (
 from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskState
 from controller.core.needs import Need, rounded_up
+from controller.core.peaks import STEP_MIN
 from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
-OFFER_KEPT_NS = 30 * SECOND_NS
+OFFER_KEPT_NS = 30 * SECOND_NS  # of what first attempts go by
+STEP_KEPT_NS = 600 * SECOND_NS  # of what the step after an end out of memory waits for
 DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
 # A size from one of these is a guess about a category of which nothing was seen.
 GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
+UNSEEN = frozenset({Basis.DECLARED, Basis.BORROWED})  # what was declared stands beside it
 # Ends that say that the task needs more than it had.
 OWN_FAULTS = frozenset({OomCause.OWN_LIMIT, OomCause.CHILD_ONLY})
 
@@ -66,6 +70,23 @@ class _Clock:
     frozen: bool = False  # by the guard
 
 
+@dataclass(slots=True)
+class _Most:
+    """The most of the last while: of between one and two times kept_ns."""
+
+    kept_ns: int
+    bytes: int = 0
+    _since_ns: int = 0
+    _now: int = 0
+    _before: int = 0
+
+    def take(self, now_ns: int, value: int) -> None:
+        if now_ns - self._since_ns >= self.kept_ns:
+            self._since_ns, self._before, self._now = now_ns, self._now, 0
+        self._now = max(self._now, value)
+        self.bytes = max(self._now, self._before)
+
+
 class Learning:
     """Sizes by category. Bounded by categories_max and the number of placed tasks."""
 
@@ -83,8 +104,8 @@ class Learning:
         )
         self.reconfigure(limits)
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
-        self.memory_max_bytes = 0  # what a node could give lately; 0: not known
-        self._offered: tuple[int, int, int] = (0, 0, 0)  # since when, the most since, and before
+        self._lately = _Most(OFFER_KEPT_NS)  # what an open node could give; 0: not known
+        self._hoped = _Most(STEP_KEPT_NS)  # or what a closed one may give again
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -92,26 +113,24 @@ class Learning:
         self.limits = limits
         self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
         self.curves.policy = self.policy
-        self._decisions: dict[Need, tuple[tuple[int, int], Decision]] = {}
+        self._decisions: dict[Need, tuple[tuple[int, int, int], Decision]] = {}
 
-    def offer(self, now_ns: int, largest_bytes: int) -> None:
-        """Take in the most that some node could give with no task on it, now.
+    def offer(self, now_ns: int, open_bytes: int, closed_bytes: int = 0) -> None:
+        """Take in the most that some open node could give with no task on it, now, and what one
+        that is closed may give again.
 
         Sizes go no further than the most of the last while: what others use on a node for a moment,
         or a task that has just ended, must not make every size small.
         """
-        since_ns, most, before = self._offered
-        if now_ns - since_ns >= OFFER_KEPT_NS:
-            since_ns, before, most = now_ns, most, 0
-        most = max(most, largest_bytes)
-        self._offered = (since_ns, most, before)
-        self.memory_max_bytes = max(most, before)
+        self._lately.take(now_ns, open_bytes)
+        self._hoped.take(now_ns, max(open_bytes, closed_bytes))
 
     # --- asking ---
 
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
-        stamp = (self.sizing.version(need.category), self.memory_max_bytes)
+        version = self.sizing.version(need.category)
+        stamp = (version, self._lately.bytes, self._hoped.bytes if need.reached_bytes else 0)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -137,7 +156,7 @@ class Learning:
 
     def _decide(self, need: Need) -> Decision:
         ask = Ask(need.category, need.input_bytes, need.declared_bytes)
-        most_bytes = self.memory_max_bytes or self.limits.memory_request_max_bytes
+        most_bytes = self._most_bytes(need)
         if need.reached_bytes:
             size = self.sizing.size_after_out_of_memory(
                 ask, need.reached_bytes, need.failures, most_bytes
@@ -153,11 +172,24 @@ class Learning:
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
             reason += "; no more than its own limit"
-        if size.basis is Basis.DECLARED and (need.declared_bytes or 0) > most_bytes:
+        if size.basis in UNSEEN and (need.declared_bytes or 0) > most_bytes:
             # Its user may know better than we: it waits for a larger node, and says so.
             size_bytes = need.declared_bytes or 0
         peak_bytes = max(expected.peak_bytes, need.used_bytes)
         return Decision(size_bytes, peak_bytes, size.basis, reason)
+
+    def _most_bytes(self, need: Need) -> int:
+        """Return what the size goes no further than: what a node could give lately.
+
+        After an end out of memory that may be too little while a larger node is closed, or used by
+        others for a while: a step beyond what was reached is waited for, as far as there is hope.
+        """
+        most_bytes = self._lately.bytes or self.limits.memory_request_max_bytes
+        step_bytes = math.ceil(need.reached_bytes * STEP_MIN)
+        hoped_bytes = self._hoped.bytes
+        if step_bytes > hoped_bytes and need.reached_bytes < most_bytes:
+            return most_bytes  # nobody will give the step, but some give more than was reached
+        return max(most_bytes, min(step_bytes, hoped_bytes))
 
     def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
         """Return what is set aside at first of a size that a task may outgrow, and why."""

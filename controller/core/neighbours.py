@@ -18,6 +18,7 @@ DECLARED_WIDTH = 0.3  # log; how far apart declarations are still alike
 DECLARED_FLOOR = 0.3  # what a category counts whose declaration is unlike
 KERNEL = (-0.2, 0.0, 0.2)  # log; a category like another is not the same
 RUNTIME_SLOPE = 0.6  # larger tasks run longer: log runtime over log peak
+RENEWED_SHARE = 20  # the share of runs, or of categories, that makes them be looked at anew
 LIKE_NAME = 200.0  # how much more a category with the same words in its name counts
 LIKE_POWER = 3.0  # how fast that fades as fewer words are shared
 
@@ -31,14 +32,22 @@ class Neighbour(NamedTuple):
     over_declared: float
 
 
-class Neighbours:
-    """All of them, as of one moment."""
+class Words(NamedTuple):
+    """The words of a name, as far as they tell it from others."""
 
-    def __init__(self, known: Iterable[Neighbour], valid_until: int) -> None:
+    known: tuple[str, ...]  # some neighbour has them too
+    others: int  # how many nobody else has
+
+
+class Neighbours:
+    """All of them, as of one moment: after so many runs, and so many categories' first ones."""
+
+    def __init__(self, known: Iterable[Neighbour], runs: int, firsts: int) -> None:
         known = list(known)
         self.count = len(known)
-        self.valid_until = valid_until  # runs observed
-        self.ladders: dict[tuple[str, int | None], Ladder] = {}
+        self._runs_max = runs + max(1, runs // RENEWED_SHARE)
+        self._firsts_max = firsts + max(1, firsts // RENEWED_SHARE)
+        self.ladders: dict[tuple[Words, int | None], Ladder] = {}
         self._peaks = np.array([one.peak for one in known])
         self._runtimes = np.array([one.runtime for one in known])
         self._over = np.array([one.over_declared for one in known])
@@ -48,17 +57,27 @@ class Neighbours:
                 self._with_word.setdefault(word, []).append(index)
         self._lengths = np.array([sum(map(self._telling, sorted(one.words))) for one in known])
 
+    def is_old(self, runs: int, firsts: int) -> bool:
+        """Say whether so many runs and categories are so many more that they may tell otherwise."""
+        return runs >= self._runs_max or firsts >= self._firsts_max
+
+    def words_that_tell(self, category: str) -> Words:
+        """Return the words of a name; names that are equal in them have equal neighbours."""
+        words = words_of(category)
+        known = tuple(sorted(words & self._with_word.keys()))
+        return Words(known, len(words) - len(known))
+
     def _telling(self, word: str) -> float:
         """Return how much a word tells: the fewer categories have it, the more."""
         return math.log((self.count + 1.0) / (len(self._with_word.get(word, ())) + 0.5))
 
-    def atoms(self, category: str, declared_bytes: int | None) -> list[Atom]:
-        """Return what its peak may be, as atoms of log bytes, weight, log nanoseconds."""
-        words = words_of(category)
+    def atoms(self, words: Words, declared_bytes: int | None) -> list[Atom]:
+        """Return what the peak of a category may be, as atoms of log bytes, weight, log ns."""
         shared = np.zeros(self.count)
-        for word in sorted(words):
-            shared[self._with_word.get(word, [])] += self._telling(word)
-        total = self._lengths + sum(self._telling(word) for word in sorted(words))
+        for word in words.known:
+            shared[self._with_word[word]] += self._telling(word)
+        own = sum(map(self._telling, words.known)) + words.others * self._telling("")
+        total = self._lengths + own
         likeness = shared / np.maximum(total - shared, 1e-9)
         weights = 1.0 + LIKE_NAME * likeness**LIKE_POWER
         known = ~np.isnan(self._over)

@@ -49,6 +49,7 @@ class NodeTable:
         self.used = np.zeros(nodes_max, dtype=np.bool_)
         self._used_count = 0  # asked for with each sample
         self.open = np.zeros(nodes_max, dtype=np.bool_)  # connected, sampled and enabled
+        self.reopens = np.zeros(nodes_max, dtype=np.bool_)  # closed, but may be open again soon
         self.machine = np.zeros(nodes_max, dtype=np.int64)  # row of the machine
         self.total_bytes = np.zeros(nodes_max, dtype=np.int64)
         self.cpus = np.zeros(nodes_max, dtype=np.float64)
@@ -110,6 +111,9 @@ class NodeTable:
             and record.state is NodeState.READY
             and record.node.scheduling is Scheduling.ENABLED
         )
+        self.reopens[record.slot] = (
+            not self.open[record.slot] and record.state is not NodeState.DOWN
+        )
 
     def take_changed(self) -> list[str]:
         """Return which nodes may have another state since the last call, by id."""
@@ -124,6 +128,7 @@ class NodeTable:
         self._used_count -= 1
         self.used[slot] = False
         self.open[slot] = False
+        self.reopens[slot] = False
         self.ids[slot] = None
         self.cpus_used[slot] = 0.0
         self.gpus_used[slot] = 0

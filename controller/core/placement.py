@@ -39,6 +39,8 @@ class Offers:
     cpus_free: Floats
     members: Callable[[int], frozenset[int]]  # the slots on the same machine
     machines_shared: bool
+    # Closed now, but may be open again soon.
+    reopens: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     stopped: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))  # by their guards
     gpus: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     gpus_free: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -388,15 +390,16 @@ def able_when_empty(offers: Offers, shape: Shape) -> Bools:
     return able
 
 
-def largest_size_bytes(offers: Offers) -> int:
-    """Return the most that a learned size may be: what some open node could give when empty.
+def largest_sizes_bytes(offers: Offers) -> tuple[int, int]:
+    """Return the most that a learned size may be: what some open node could give when empty, and
+    what some closed one may give again; 0 where there is none.
 
-    In steps of a 32nd of a node's capacity, so that sizes do not change with each sample. 0 while
-    no node is open.
+    In steps of a 32nd of a node's capacity, so that sizes do not change with each sample.
     """
     step = np.maximum(offers.capacity // 32, 1)
     fits = np.minimum(offers.when_empty, offers.capacity) // step * step
-    return int(fits[offers.open].max(initial=0))
+    again = offers.capacity[offers.reopens].max(initial=0) if len(offers.reopens) else 0
+    return int(fits[offers.open].max(initial=0)), int(again)
 
 
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:

@@ -138,9 +138,7 @@ def _task_columns(cluster: Cluster, now_ns: int) -> Callable[[str | Window], Flo
     return lambda name: columns[str(name)]
 
 
-def _columns(
-    cluster: Cluster, memory: MemoryView, now_ns: int
-) -> Callable[[str | Window], Floats]:
+def _columns(cluster: Cluster, memory: MemoryView, now_ns: int) -> Callable[[str | Window], Floats]:
     """Return the function by which rules get their columns; each is made once a cycle."""
     made: dict[str | Window, Floats] = {}
 
@@ -179,6 +177,7 @@ def make_offers(cluster: Cluster, promises: Promises, blocked: Bools, capacity: 
     machine_when_empty = promises.machine + promises.machine_charged
     return Offers(
         open=table.open[:count] & promises.known,
+        reopens=table.reopens[:count],
         blocked=blocked,
         promise=promises.promise.copy(),
         own=promises.own.copy(),

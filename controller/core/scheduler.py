@@ -62,7 +62,7 @@ from controller.core.placement import (
     Quotas,
     Refusal,
     able_when_empty,
-    largest_size_bytes,
+    largest_sizes_bytes,
     node_to_keep,
     place,
 )
@@ -193,7 +193,7 @@ class Scheduler:
     def assign_tasks(self, results: Results) -> None:
         """Plan which waiting task goes where; nothing is reserved yet."""
         cluster = self.cluster
-        cluster.learning.offer(results.now_ns, largest_size_bytes(results.offers))
+        cluster.learning.offer(results.now_ns, *largest_sizes_bytes(results.offers))
         elastic = cluster.limits.memory_limits is MemoryLimits.ELASTIC
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
         cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)

@@ -90,7 +90,8 @@ class Sizing:
         self._neighbours: Neighbours | None = None
         self._observed = 0  # successes
         self._changes = 0  # of anything
-        self._learned_at = 0  # the change that was the last success
+        self._firsts = 0  # categories that had their first one
+        self._others_at = 0  # the last change of what a category without one borrows
         self._held = 0.0  # bytes x ns of all runs
         self._longest_ns = 0
         self._ran_ns = 0.0
@@ -120,16 +121,18 @@ class Sizing:
                     category.fit.ladders.clear()
                 break
         category.live.clear()
-        self._learned_at = self._changed()
         if is_news:
-            category.version = self._learned_at
+            category.version = self._changed()
             category.news_at = history.seen + max(1, history.seen // NEWS_SHARE)
         self._held += peak_bytes * runtime_ns
         self._ran_ns += runtime_ns
         self._longest_ns = max(self._longest_ns, runtime_ns)
         self._observed += 1
-        if history.seen == 1:
+        self._firsts += history.seen == 1
+        known = self._neighbours
+        if known is None or known.is_old(self._observed, self._firsts):
             self._neighbours = None
+            self._others_at = self._changed()
 
     def observe_out_of_memory(self, ask: Ask, reached_bytes: int) -> None:
         """Learn that a task needs more than it reached."""
@@ -198,12 +201,13 @@ class Sizing:
         """Return a number that rises when a size of the category may be another.
 
         With each success of one with few runs, with a new largest peak, and with news of those
-        that run or ran out of memory; beyond that the sizes of many runs are kept for a while.
+        that run or ran out of memory; beyond that the sizes of many runs are kept for a while, and
+        so are those of one without a run until the others have grown by a twentieth.
         """
         kept = self._categories.get(category)
         if kept is not None and kept.history.count:
             return kept.version
-        return max(self._learned_at, kept.version if kept is not None else 0)
+        return max(self._others_at, kept.version if kept is not None else 0)
 
     def categories(self) -> Iterator[CategorySummary]:
         """Yield what was learned of each category with a run, by name."""
@@ -241,7 +245,6 @@ class Sizing:
         if kept is None:
             if len(self._categories) >= self.limits.categories_max:
                 del self._categories[next(iter(self._categories))]
-                self._neighbours = None
             kept = _Category(History(self.limits.runs_max), words_of(name))
         self._categories[name] = kept
         return kept
@@ -317,11 +320,12 @@ class Sizing:
         if not self._observed:
             return None
         known = self._neighbours
-        if known is None or self._observed >= known.valid_until:
+        if known is None:
             known = self._neighbours = self._gather()
         if not known.count:
             return None
-        key = (ask.category, ask.declared_bytes)
+        words = known.words_that_tell(ask.category)
+        key = (words, ask.declared_bytes)
         if key not in known.ladders:
             if len(known.ladders) >= 16 * LADDERS_MAX:
                 known.ladders.clear()
@@ -347,7 +351,8 @@ class Sizing:
                 for kept in self._categories.values()
                 if kept.history.count
             ),
-            self._observed + max(1, self._observed // 20),
+            self._observed,
+            self._firsts,
         )
 
     def _unknown(self, ask: Ask) -> _Outlook:

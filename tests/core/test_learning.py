@@ -14,7 +14,7 @@ from support.harness import SMALL, Harness
 from controller.core.learning import Learning, sizing_ask
 from controller.core.limits import GIB, MIB, SECOND_NS
 from controller.core.model import MemoryLimits, OomCause, TaskState
-from controller.core.needs import INPUT_BITS, need_of, rounded_up
+from controller.core.needs import INPUT_BITS, Need, need_of, rounded_up
 from controller.core.sizing import Basis
 
 ELASTIC = replace(SMALL, memory_limits=MemoryLimits.ELASTIC)
@@ -110,6 +110,70 @@ def test_each_requeue_for_memory_asks_at_least_half_as_much_more() -> None:
         assert len(sizes) == 1 + world.limits.memory_requeues_max
         assert all(after >= 1.5 * before for before, after in itertools.pairwise(sizes))
         assert world.task(task_id).memory_requeues == world.limits.memory_requeues_max
+
+
+def test_more_memory_is_waited_for_while_the_larger_node_is_closed() -> None:
+    with Harness() as world:
+        world.join("large", total="64GiB")
+        world.ready("small", total="8GiB")
+        (task_id,) = world.submit(spec("1GiB", name="again"))
+        world.ended(task_id, signal=9, oom_kills=1, peak="6GiB")
+        assert world.states(task_id) == ["PENDING"]
+        assert world.cluster.queue.shape(task_id).memory_request_bytes == 9 * GIB
+        refusal = world.cluster.refusals.of_line(world.cluster.queue.line(world.task(task_id)))
+        assert refusal is not None
+        assert refusal.code == "NO_NODE_LARGE_ENOUGH"
+        world.sample("large")
+        assert world.task(task_id).node_id == "large"
+        assert world.task(task_id).memory_size_bytes >= 9 * GIB
+
+
+def test_more_memory_than_a_node_can_give_beside_others_is_waited_for_a_while() -> None:
+    with Harness() as world:
+        world.ready("n1", total="16GiB")
+        (task_id,) = world.submit(spec("4GiB", name="again"))
+        for _ in range(3):
+            world.advance("31s")
+            world.sample("n1", used="12GiB", tasks={task_id: "4GiB"})
+        world.ended(task_id, signal=9, oom_kills=1, peak="6GiB")
+        assert world.states(task_id) == ["PENDING"]
+        assert world.cluster.queue.shape(task_id).memory_request_bytes == 9 * GIB
+        for _ in range(50):  # the others stay: no more than they leave is hoped for
+            world.advance("29s")
+            world.sample("n1", used="9GiB")
+        assert 6 * GIB < world.task(task_id).memory_size_bytes < 7 * GIB
+
+
+def test_more_memory_goes_up_to_the_largest_node_and_ends_there() -> None:
+    with Harness() as world:
+        world.ready("n1", total="16GiB")
+        largest = world.cluster.largest_capacity_bytes()
+        (task_id,) = world.submit(spec("1GiB", name="again"))
+        world.ended(task_id, signal=9, oom_kills=1, peak="12GiB")
+        assert abs(world.task(task_id).memory_size_bytes - largest) <= largest // 32
+        world.ended(task_id, signal=9, oom_kills=1, peak=largest)
+        assert world.states(task_id) == ["OUT_OF_MEMORY"]
+
+
+def test_more_memory_is_as_much_as_may_be_hoped_for_and_within_its_own_limit() -> None:
+    learning = Learning(SMALL)
+    learning.offer(1, 2 * GIB, 15 * GIB)
+    need = Need("again", None, None, None, reached_bytes=6 * GIB, failures=1)
+    assert learning.decide(need).size_bytes == 9 * GIB
+    assert learning.decide(replace(need, limit_bytes=7 * GIB)).size_bytes == 7 * GIB
+    assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 15 * GIB
+    learning = Learning(SMALL)
+    learning.offer(1, 13 * GIB, 15 * GIB)
+    assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 13 * GIB
+
+
+def test_declaration_beyond_every_node_stands_beside_what_others_used() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="32GiB")
+        run(world, peak="1GiB")
+        (task_id,) = world.submit(spec("100GiB", name="of another category"))
+        assert world.states(task_id) == ["PENDING"]
+        assert world.cluster.queue.shape(task_id).memory_request_bytes == 100 * GIB
 
 
 @pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD])

@@ -294,10 +294,22 @@ def test_shapes_that_were_sized_are_sized_again_without_a_choice(chosen_over: li
         runs(sizing, f"kind {number % 50}", [100 + number])
     shapes = [Ask(f"kind {number % 100}", declared_bytes=GIB) for number in range(1_000)]
     first = [sizing.size(ask, NODE_BYTES) for ask in shapes]
-    assert len(chosen_over) == 100  # one for each category
+    assert len(chosen_over) == 51  # one for each category with runs, one for all without
     chosen_over.clear()
     assert [sizing.size(ask, NODE_BYTES) for ask in shapes] == first
     assert chosen_over == []
+
+
+def test_names_never_seen_are_sized_anew_only_when_the_others_have_grown() -> None:
+    """Each success of anything used to size every waiting name anew."""
+    sizing, versions = Sizing(), set()
+    for number in range(1_000):
+        runs(sizing, f"kind {number % 300}", [100 + number % 50])
+        size = sizing.size(Ask("never seen"), NODE_BYTES)
+        versions.add(sizing.version("never seen"))
+    assert 20 < len(versions) < 120
+    assert size.basis is Basis.BORROWED
+    assert "by 300 other categories" in size.reason or "by 29" in size.reason
 
 
 def test_a_burst_of_ends_out_of_memory_is_taken_in_at_a_bounded_cost(

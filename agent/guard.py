@@ -168,9 +168,7 @@ class Guard:
         self._growth = {
             task.key: self._growth.get(task.key, 0.0) for task in view.tasks if task.frozen
         }
-        self._frozen_at_ns = {
-            key: self._frozen_at_ns.get(key, view.now_ns) for key in self._growth
-        }
+        self._frozen_at_ns = {key: self._frozen_at_ns.get(key, view.now_ns) for key in self._growth}
         self._thawed = {
             key: kept for key, kept in self._thawed.items() if key in keys and view.now_ns < kept[1]
         }

@@ -34,7 +34,9 @@ def spent():
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 count = int(sys.argv[1])
 """
-DASK = COMMON + """
+DASK = (
+    COMMON
+    + """
 import subprocess
 from pathlib import Path
 from distributed import Client, LocalCluster
@@ -53,7 +55,10 @@ if __name__ == "__main__":
             seconds = time.perf_counter() - began
             print(json.dumps([seconds, spent() + sum(map(of, workers)) - cpu]))
 """
-HYPERQUEUE = COMMON + """
+)
+HYPERQUEUE = (
+    COMMON
+    + """
 from hyperqueue import Job, LocalCluster
 from hyperqueue.cluster import WorkerConfig
 with LocalCluster() as cluster:
@@ -69,6 +74,7 @@ with LocalCluster() as cluster:
     run(count)
     print(json.dumps([time.perf_counter() - began, spent() - cpu]))
 """
+)
 INSTALLED = {
     "Dask": (("distributed",), DASK),
     "HyperQueue": (("hyperqueue",), HYPERQUEUE),

@@ -85,9 +85,7 @@ def _told(
     return [
         _figures.Figure(f"{name}: makespan", middle(r.makespan_s for r in runs), "s", seconds),
         _figures.Figure(f"{name}: kills", middle(r.guard_kills for r in runs), "tasks", kills),
-        _figures.Figure(
-            f"{name}: wasted", middle(r.wasted_gib_s for r in runs), "GiB s", wasted
-        ),
+        _figures.Figure(f"{name}: wasted", middle(r.wasted_gib_s for r in runs), "GiB s", wasted),
         _figures.Figure(
             f"{name}: kernel kills and lost",
             sum(r.kernel_kills + r.lost for r in runs),

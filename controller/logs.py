@@ -37,9 +37,7 @@ class LogRequests:
             outbox.push(agent_pb2.ControllerMessage(read_log=request))
             return await asyncio.wait_for(future, ANSWER_S)
         except TimeoutError as error:
-            raise NodeUnavailable(
-                f"the agent has not answered within {ANSWER_S:g} s"
-            ) from error
+            raise NodeUnavailable(f"the agent has not answered within {ANSWER_S:g} s") from error
         finally:
             del self._open[number]
 

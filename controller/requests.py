@@ -132,9 +132,7 @@ def spec(
     environment = dict(message.environment)
     _check_environment(environment, limits)
     request, limit = _memory(message, limits)
-    input_bytes = _whole(
-        "input-size", message.input_bytes, 0, limits.memory_request_max_bytes
-    )
+    input_bytes = _whole("input-size", message.input_bytes, 0, limits.memory_request_max_bytes)
     name, category = _names(message, limits)
     cpus = message.cpus or limits.cpus_default
     if not 0 < cpus <= limits.cpus_max:

@@ -355,9 +355,7 @@ def report(
     )
 
 
-def guard_acted(
-    message: agent_pb2.GuardStepBatch, node_id: str, at_ns: int
-) -> GuardActed:
+def guard_acted(message: agent_pb2.GuardStepBatch, node_id: str, at_ns: int) -> GuardActed:
     """Return the event of what a node's guard did.
 
     Raises:

@@ -19,9 +19,7 @@ SKIPS_ALLOWED = Path(__file__).resolve().parent.parent / ".ci" / "skips-allowed"
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Count what was skipped, and name what was skipped without leave."""
     skipped = [f"{r.nodeid}: {_reason(r)}" for r in terminalreporter.stats.get("skipped", [])]
     terminalreporter.write_line(f"skipped: {len(skipped)}")

@@ -96,9 +96,7 @@ class Bench:
         self.cluster.close()
 
 
-def hello(
-    now_ns: int, node_id: str, stream: int, instance_id: str = "instance-1"
-) -> NodeJoined:
+def hello(now_ns: int, node_id: str, stream: int, instance_id: str = "instance-1") -> NodeJoined:
     """Return a hello of a machine with 8 GiB."""
     return NodeJoined(
         now_ns, node_id, instance_id, f"machine-{node_id}", "boot", "1", 8 * GIB, None,

@@ -115,10 +115,7 @@ def task_record(task: types_pb2.Task) -> Record:
         "gpu_indexes": list(task.gpu_indexes),
         "stdout_path": spec.stdout_path or None,
         "stderr_path": spec.stderr_path or None,
-        "after": [
-            f"{wanted.task_id}:{_dependency_kind(wanted)}"
-            for wanted in spec.after
-        ],
+        "after": [f"{wanted.task_id}:{_dependency_kind(wanted)}" for wanted in spec.after],
         "array_id": task.array_id or None,
         "array_index": task.array_index if task.array_id else None,
         "not_before": _instant(task, "not_before"),

@@ -89,9 +89,7 @@ class Arrays:
         for task in tasks.values():
             if task.array_id:
                 opened[task.array_id] = opened.get(task.array_id, 0) + 1
-                placed[task.array_id] = placed.get(task.array_id, 0) + (
-                    task.state in PLACED_STATES
-                )
+                placed[task.array_id] = placed.get(task.array_id, 0) + (task.state in PLACED_STATES)
         assert opened == {i: record.open_count for i, record in self._records.items()}
         assert placed == {i: record.placed_count for i, record in self._records.items()}
         for array_id, record in self._records.items():

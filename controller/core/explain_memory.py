@@ -40,9 +40,7 @@ def size_of_waiting(cluster: Cluster, task: Task) -> list[str]:
     if need is None:
         return []
     decision = cluster.learning.decide(need)
-    return [
-        f"it would get {gibibytes(decision.size_bytes)} now, {decision.reason}"
-    ]
+    return [f"it would get {gibibytes(decision.size_bytes)} now, {decision.reason}"]
 
 
 def size_of_placed(task: Task) -> list[str]:

@@ -241,9 +241,7 @@ def on_node_uncordoned(cluster: Cluster, event: NodeUncordoned) -> Commands:
     Raises:
         NotFound: there is no such node.
     """
-    return _set_scheduling(
-        cluster, event.node_id, Scheduling.ENABLED, "", event.user, event.at_ns
-    )
+    return _set_scheduling(cluster, event.node_id, Scheduling.ENABLED, "", event.user, event.at_ns)
 
 
 def _set_scheduling(

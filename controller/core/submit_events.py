@@ -69,9 +69,7 @@ def on_tasks_submitted(cluster: Cluster, event: TasksSubmitted) -> Commands:
     for task in tasks:
         commands += _end_hopeless(cluster, task, event)
     if event.request_id:
-        submission = Submission(
-            event.request_id, first, cluster.next_task_id - first, event.at_ns
-        )
+        submission = Submission(event.request_id, first, cluster.next_task_id - first, event.at_ns)
         cluster.submissions[event.request_id] = submission
         if len(cluster.submissions) > limits.submissions_kept:
             cluster.submissions.popitem(last=False)

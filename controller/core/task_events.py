@@ -128,11 +128,7 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     if outcome is TaskState.OUT_OF_MEMORY:
         return commands + after_out_of_memory(cluster, task, ended, code, event.at_ns)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
-    if (
-        outcome is TaskState.FAILED
-        and task.failures < task.spec.retries
-        and not task.cancelled
-    ):
+    if outcome is TaskState.FAILED and task.failures < task.spec.retries and not task.cancelled:
         again = f"attempt {task.attempt} {reason}; retry {task.failures + 1} of {task.spec.retries}"
         delay_ns = _retry_delay_ns(task, cluster.limits.retry_delay_max_ns)
         task = replace(task, failures=task.failures + 1)
@@ -197,9 +193,7 @@ def lose(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> C
     return [ended, *_requeue_or_end(cluster, task, code, reason, now_ns)]
 
 
-def _requeue_or_end(
-    cluster: Cluster, task: Task, code: str, reason: str, now_ns: int
-) -> Commands:
+def _requeue_or_end(cluster: Cluster, task: Task, code: str, reason: str, now_ns: int) -> Commands:
     """Run a task with a lost attempt again, without counting it, unless it must not be."""
     if task.cancelled:
         cancelled = "cancelled by its user"

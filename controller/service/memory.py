@@ -124,9 +124,7 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
         known = summary is not None or name in cluster.learning.outcomes
         if not known and name not in cluster.category_tasks:
             raise NotFound(f"no task of category '{name[:200]}' has ended yet", category=name[:200])
-        return memory_pb2.GetCategoryResponse(
-            category=views.category_view(cluster, name, summary)
-        )
+        return memory_pb2.GetCategoryResponse(category=views.category_view(cluster, name, summary))
 
     def _summaries(self) -> dict[str, CategorySummary]:
         return {one.category: one for one in self._cluster.learning.sizing.categories()}
@@ -140,9 +138,7 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
             )
         return ttl_ns
 
-    async def _ask(
-        self, event: ReservationAsked | ReservationRenewed
-    ) -> memory_pb2.Reservation:
+    async def _ask(self, event: ReservationAsked | ReservationRenewed) -> memory_pb2.Reservation:
         reservation = await self._engine.ask(event)
         assert isinstance(reservation, MemoryReservation)
         return views.reservation_view(reservation)

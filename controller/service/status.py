@@ -47,9 +47,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MassError) -
     """End a call with the status of an error; clients test its reason, never its text."""
     codes = (CODES[kind] for kind in type(error).__mro__ if kind in CODES)
     code = next(codes, grpc.StatusCode.FAILED_PRECONDITION)
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=DOMAIN, metadata=error.details
-    )
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.details)
     detail = AnyMessage()
     detail.Pack(info)
     status = status_pb2.Status(code=code.value[0], message=error.message, details=[detail])

@@ -118,9 +118,7 @@ class Store(Protocol):
     async def task(self, task_id: int) -> Task | None:
         """Return a task, open or ended; None when there is none or it was pruned."""
 
-    async def tasks(
-        self, *, before_id: int | None, limit: int, wanted: TaskFilter
-    ) -> list[Task]:
+    async def tasks(self, *, before_id: int | None, limit: int, wanted: TaskFilter) -> list[Task]:
         """Return at most `limit` tasks with ids below `before_id`, newest first.
 
         Only those that pass the filter. `limit` is at least 1.

@@ -119,9 +119,7 @@ class SqliteStore:
         tasks = await self._read(partial(self._reader.tasks_by_id, (task_id,)))
         return tasks[0] if tasks else None
 
-    async def tasks(
-        self, *, before_id: int | None, limit: int, wanted: TaskFilter
-    ) -> list[Task]:
+    async def tasks(self, *, before_id: int | None, limit: int, wanted: TaskFilter) -> list[Task]:
         """Return a page of tasks, newest first."""
         assert limit > 0
         before = ID_MAX if before_id is None else before_id

@@ -121,9 +121,7 @@ class Writer:
         self._connection.executemany(statements.delete_reservation(), gone)
         # An id is not given again, so that a late release of an old one cannot end a new one.
         self._last_reservation_id = max(self._last_reservation_id, *turn.reservations)
-        self._run(
-            statements.SAVE_COUNTERS, [(NEXT_RESERVATION_ID, self._last_reservation_id + 1)]
-        )
+        self._run(statements.SAVE_COUNTERS, [(NEXT_RESERVATION_ID, self._last_reservation_id + 1)])
 
     def _save_alerts(self, turn: Turn) -> None:
         if not turn.alerts:

@@ -113,7 +113,6 @@ INSERT_TASK_SPECS = _insert(task_specs)
 UPDATE_TASKS = RowsStatement(1 + len(TASK_PROGRESS), _update_tasks)
 
 
-
 @cache
 def update_task() -> str:
     """Change one task that is there already. Values: TASK_PROGRESS, then its id."""
@@ -189,9 +188,7 @@ def select_ended_states() -> str:
 
 
 @cache
-def select_task_ids_filtered(
-    state: bool, name: bool, user: bool, since: bool, array: bool
-) -> str:
+def select_task_ids_filtered(state: bool, name: bool, user: bool, since: bool, array: bool) -> str:
     """Ids of tasks, newest first. At most one state at a time, so that the index gives them in
     order: with several, all tasks of those states would be sorted for one page.
 

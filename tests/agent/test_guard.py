@@ -94,9 +94,7 @@ def test_a_task_that_does_not_grow_is_not_frozen() -> None:
 
 
 def test_a_higher_priority_is_frozen_last() -> None:
-    steps = Guard().look(
-        view(task(1, 1_900, 900), task(2, 1_980, 900, priority=5))
-    )
+    steps = Guard().look(view(task(1, 1_900, 900), task(2, 1_980, 900, priority=5)))
     assert told(steps)[0] == (StepKind.FREEZE, 1)
 
 

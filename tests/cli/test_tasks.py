@@ -80,7 +80,7 @@ def outgrown() -> types_pb2.Task:
     spec.time_limit.FromMilliseconds(1500)
     return task(
         "12",
-            "OUT_OF_MEMORY",
+        "OUT_OF_MEMORY",
         spec=spec,
         node_id="n1",
         user="ada",

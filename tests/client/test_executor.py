@@ -101,9 +101,7 @@ def test_ends_that_are_no_return_become_their_errors(pool: mass.Executor) -> Non
     assert "result function cannot be pickled" in str(errors["unpicklable"])
 
 
-def test_attempt_killed_while_writing_leaves_nothing(
-    pool: mass.Executor, tmp_path: Path
-) -> None:
+def test_attempt_killed_while_writing_leaves_nothing(pool: mass.Executor, tmp_path: Path) -> None:
     error = pool.submit(calls.leave_part, str(tmp_path / "files")).exception(timeout=20)
     assert type(error) is mass.TaskFailed  # and the fixture looks into the directory
 
@@ -126,9 +124,7 @@ def test_failed_call_is_tried_again(client: mass.Client, tmp_path: Path) -> None
         assert future.result(timeout=30) == "after 3"
 
 
-def test_future_is_cancelled_until_a_node_has_its_task(
-    client: mass.Client, tmp_path: Path
-) -> None:
+def test_future_is_cancelled_until_a_node_has_its_task(client: mass.Client, tmp_path: Path) -> None:
     with mass.Executor(client, directory=tmp_path, mem="1TiB", name="too large") as pool:
         future = pool.submit(calls.nap, 60)
         wait_for(lambda: named(client, "too large"))
@@ -163,9 +159,7 @@ def test_shutdown_without_waiting_still_settles_futures(
     assert future.result(timeout=20) == 0.3
 
 
-def test_one_thread_and_few_streams_serve_all_futures(
-    client: mass.Client, tmp_path: Path
-) -> None:
+def test_one_thread_and_few_streams_serve_all_futures(client: mass.Client, tmp_path: Path) -> None:
     before = threading.active_count()
     pool = mass.Executor(client, directory=tmp_path, mem="1TiB")
     for count in range(1, 33):
@@ -278,9 +272,7 @@ def run_main(cluster: Cluster, path: Path, guard: str) -> subprocess.CompletedPr
     )
 
 
-def test_functions_and_classes_of_the_main_module_travel(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_functions_and_classes_of_the_main_module_travel(cluster: Cluster, tmp_path: Path) -> None:
     ran = run_main(cluster, tmp_path / "work.py", "if __name__ == '__main__':")
     # The interpreter's end waits for what is open, as with the standard library's executors.
     assert (ran.stdout, ran.stderr, ran.returncode) == ("Point(x=2)\ndone None\n", "", 0)

@@ -131,9 +131,7 @@ def test_watch_goes_on_after_the_controller_was_away(client: Any, fake: FakeCont
     assert states == ["RUNNING", "SUCCEEDED"]
 
 
-def test_results_come_in_the_order_asked_and_as_they_end(
-    client: Any, fake: FakeController
-) -> None:
+def test_results_come_in_the_order_asked_and_as_they_end(client: Any, fake: FakeController) -> None:
     for number in "123":
         fake.tasks[number] = task(number)
         fake.story[number] = [task(number, "SUCCEEDED")]

@@ -73,9 +73,7 @@ specs = st.builds(
     gpus=st.sampled_from([0, 0, 0, 1, 3]),
     pack=st.booleans(),
 )
-waits = st.lists(
-    st.tuples(pick, st.sampled_from(DependencyKind), st.booleans()), max_size=2
-)
+waits = st.lists(st.tuples(pick, st.sampled_from(DependencyKind), st.booleans()), max_size=2)
 steps = st.one_of(
     st.tuples(
         st.just("submit"),
@@ -260,9 +258,7 @@ class History:
 
     # --- steps ---
 
-    def submit(
-        self, asked: list[tuple[TaskSpec, list[Wait]]], repeat: bool, user: str
-    ) -> None:
+    def submit(self, asked: list[tuple[TaskSpec, list[Wait]]], repeat: bool, user: str) -> None:
         wanted = [
             replace(spec, after=tuple(dict.fromkeys(self.dependency(place, w) for w in waits)))
             for place, (spec, waits) in enumerate(asked)
@@ -324,9 +320,7 @@ class History:
             instance = f"i{int(instance[1:]) + 1}"
         record = self.world.cluster.nodes.get(name)
         there = sorted(record.task_ids) if record is not None else []
-        known = [
-            KnownAttempt(i, self.world.task(i).attempt, ended=not same) for i in there[:keeps]
-        ]
+        known = [KnownAttempt(i, self.world.task(i).attempt, ended=not same) for i in there[:keeps]]
         machine = "shared" if name in ("n1", "n2") else ""
         self.world.join(
             name,

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.e2e
 def small(*command: str, **fields: object) -> types_pb2.TaskSpec:
     """Return a task that hardly takes anything."""
     return types_pb2.TaskSpec(
-        command=command, memory_request_bytes=8 * MIB, cpus=0.01, **fields  # type: ignore[arg-type]
+        command=command,
+        memory_request_bytes=8 * MIB,
+        cpus=0.01,
+        **fields,  # type: ignore[arg-type]
     )
 
 

@@ -92,9 +92,7 @@ def test_nodes_of_one_machine_never_take_more_than_they_can_promise(
     cluster.start_agent("one", "--memory", "1GiB")
     cluster.start_agent("two", "--memory", "1GiB")
     cluster.wait_ready()
-    ids = cluster.submit(
-        "sleep", "0.7", count=5, memory_request_bytes=600 * MIB, memory_exact=True
-    )
+    ids = cluster.submit("sleep", "0.7", count=5, memory_request_bytes=600 * MIB, memory_exact=True)
     reasons: set[str] = set()
 
     def all_ended() -> bool:

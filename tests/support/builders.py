@@ -81,9 +81,7 @@ def spec(
     )
 
 
-def task(
-    task_id: int, mem: str | int = "1GiB", *, cpus: float = 1.0, priority: int = 0
-) -> Task:
+def task(task_id: int, mem: str | int = "1GiB", *, cpus: float = 1.0, priority: int = 0) -> Task:
     """Return a waiting task."""
     wanted = spec(mem, cpus=cpus, priority=priority)
     return Task(task_id, wanted, "ada", TaskState.PENDING, submitted_at_ns=1)

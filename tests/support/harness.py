@@ -404,9 +404,7 @@ class Harness:
         node, attempt = self._present(task_id, "", 0)
         self._touch(node)
         sequence = self._next_sequence(node)
-        return self.turn(
-            AttemptFrozen(self.now_ns, node, sequence, task_id, attempt, paused)
-        )
+        return self.turn(AttemptFrozen(self.now_ns, node, sequence, task_id, attempt, paused))
 
     def cancel(self, *task_ids: int, grace: str = "10s") -> list[Command]:
         """Cancel tasks."""

@@ -126,9 +126,7 @@ class MemoryStore:
         self._check_open()
         return self.disk.tasks.get(task_id)
 
-    async def tasks(
-        self, *, before_id: int | None, limit: int, wanted: TaskFilter
-    ) -> list[Task]:
+    async def tasks(self, *, before_id: int | None, limit: int, wanted: TaskFilter) -> list[Task]:
         self._check_open()
         found = [
             task

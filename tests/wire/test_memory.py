@@ -86,9 +86,7 @@ async def test_elastic_assignment_has_no_limit_but_its_users_own(served: Served)
 async def test_category_is_learned_and_told(served: Served) -> None:
     stream = await joined_ready(served)
     await be_strict(served)
-    unknown = await refused(
-        memory(served).GetCategory(memory_pb2.GetCategoryRequest(name="train"))
-    )
+    unknown = await refused(memory(served).GetCategory(memory_pb2.GetCategoryRequest(name="train")))
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
     for sequence in range(1, 5):
         task_id = await submit(served)
@@ -98,9 +96,7 @@ async def test_category_is_learned_and_told(served: Served) -> None:
         ended.ended_at.GetCurrentTime()
         await stream.write(
             reports(
-                agent_pb2.Report(
-                    sequence=sequence, task_id=int(task_id), attempt=1, ended=ended
-                )
+                agent_pb2.Report(sequence=sequence, task_id=int(task_id), attempt=1, ended=ended)
             )
         )
         assert (await stream.read()).acknowledgement.sequence == sequence

@@ -1,14 +1,19 @@
 /*
- * mass-launcher: a process that waits inside its group until it is told what to become.
+ * mass-launcher: forks processes that wait inside their group until they are told what to become.
  *
- *     mass-launcher PARENT_PID [CGROUP_PROCS_PATH ...]        (socket on descriptor 3)
+ *     mass-launcher PARENT_PID           (a SOCK_SEQPACKET socket on descriptor 3)
  *
- * Joining a cgroup takes 14 to 20 ms and exec takes one, so the agent spawns launchers ahead of
- * time. A launcher does everything slow first ("parking"), says READY, and blocks reading one
- * request; then it opens the outputs, changes directory and execs. The parked process itself
- * becomes the task, so nothing of MASS stays in the task's group.
+ * Joining a cgroup takes 14 to 20 ms and exec half a one, so the agent has launchers made ahead of
+ * time. This process is executed once and forks for each packet it is sent: 'P', then the paths of
+ * the cgroup.procs files to join, each followed by NUL, and one socket beside them. It answers with an
+ * int32, the pid or a negative errno, and ends when the agent closes its end. What it forks are
+ * children of the agent (CLONE_PARENT), who waits for them.
  *
- * Answers on the socket, in order:
+ * A forked launcher does everything slow first ("parking"), says READY on its own socket, and
+ * blocks reading one request; then it opens the outputs, changes directory and execs. The parked
+ * process itself becomes the task, so nothing of MASS stays in the task's group.
+ *
+ * Its answers, in order:
  *     'R'                      parked and ready
  *     'E'                      the request is accepted, exec comes next
  *     'F' errno(int32) step    a step failed; step is its name, up to the end of the stream
@@ -16,9 +21,9 @@
  * of stream before 'E' means that this process died and that nothing of the task ever ran.
  *
  * Exit codes: 0 dismissed (the agent closed its end), 126 a step before exec failed, 127 exec
- * failed. When the agent dies, a parked launcher gets SIGKILL (and reads end of stream), and a
- * started task gets SIGKILL: PR_SET_PDEATHSIG outlives exec. The kernel ties that signal to the
- * *thread* that spawned the launcher, so the agent must spawn from a thread that lives on.
+ * failed. When the agent dies, the forking process and a parked launcher get SIGKILL (and read end
+ * of stream), and a started task gets SIGKILL: PR_SET_PDEATHSIG outlives exec. The kernel ties that
+ * signal to the *thread* that spawned this program, so the agent must do so from one that lives on.
  *
  * The request, in native byte order (both ends are one machine):
  *     uint32 magic, uint32 body_bytes
@@ -35,6 +40,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -52,6 +58,7 @@
 #define BODY_BYTES_MAX (2U * 1024U * 1024U) /* what Linux takes for argv + environment by default */
 #define STRINGS_MAX 65536U                 /* arguments and variables together */
 #define RLIMITS_MAX 16U                    /* Linux has 16 resources */
+#define PATHS_BYTES_MAX 32768              /* eight paths of PATH_MAX */
 #define KERNEL_SIGSET_BYTES 8UL           /* 64 signals on every Linux architecture but MIPS */
 #define DESCRIPTORS_MAX 65536              /* closed one by one where close_range is missing */
 
@@ -214,30 +221,98 @@ static void put_at(const char *step, int descriptor, int file)
     }
 }
 
-static void park(int count, char **words)
+/* Do once what every forked launcher inherits. */
+static void prepare(pid_t parent)
 {
-    char *end = NULL;
-    if (count < 2) {
-        fail("usage", EINVAL, EXIT_STEP_FAILED);
-    }
-    errno = 0;
-    const long parent = strtol(words[1], &end, 10);
-    if (errno != 0 || *end != '\0' || parent <= 0 || parent > INT_MAX) {
-        fail("usage", EINVAL, EXIT_STEP_FAILED);
-    }
     if (fcntl(SOCKET_FD, F_SETFD, FD_CLOEXEC) != 0) {
         _exit(EXIT_STEP_FAILED); /* there is nobody to tell */
     }
     close_descriptors_above(SOCKET_FD + 1);
-    die_with_parent((pid_t)parent);
+    die_with_parent(parent);
     reset_signals();
+    (void)setsid(); /* else Ctrl-C in the agent's terminal would end us */
+    put_at("stdin", STDIN_FILENO, open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
+
+static void park(pid_t parent, const char *paths, size_t count)
+{
+    die_with_parent(parent); /* not inherited */
     if (setsid() < 0) {
         fail_step("setsid");
     }
     raise_oom_score();
-    put_at("stdin", STDIN_FILENO, open("/dev/null", O_RDONLY | O_CLOEXEC));
-    for (int word = 2; word < count; word++) {
-        join_group(words[word]);
+    for (size_t at = 0; at < count; at += strlen(paths + at) + 1U) {
+        join_group(paths + at);
+    }
+}
+
+/* ---- forking ---- */
+
+/* A fork whose child is the agent's, not ours. All else is zero, in whatever order. */
+static pid_t fork_beside(void)
+{
+#if defined(__s390__)
+    return (pid_t)syscall(SYS_clone, 0UL, (unsigned long)CLONE_PARENT | SIGCHLD, 0UL, 0UL, 0UL);
+#else
+    return (pid_t)syscall(SYS_clone, (unsigned long)CLONE_PARENT | SIGCHLD, 0UL, 0UL, 0UL, 0UL);
+#endif
+}
+
+/* Receive one packet with the socket beside it; -1 where there is none. Ends with the agent. */
+static int receive_order(char *order, size_t *count)
+{
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {.iov_base = order, .iov_len = PATHS_BYTES_MAX};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof control.bytes,
+    };
+    ssize_t got = 0;
+    do {
+        got = recvmsg(SOCKET_FD, &message, MSG_CMSG_CLOEXEC);
+    } while (got < 0 && errno == EINTR);
+    if (got <= 0) {
+        _exit(0);
+    }
+    *count = (size_t)got;
+    const struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    int channel = -1;
+    if (head != NULL && head->cmsg_type == SCM_RIGHTS) {
+        memcpy(&channel, CMSG_DATA(head), sizeof channel);
+    }
+    const bool whole = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
+    if (channel >= 0 && (!whole || order[0] != 'P' || (got > 1 && order[got - 1] != '\0'))) {
+        (void)close(channel);
+        channel = -1;
+    }
+    return channel;
+}
+
+/* Fork for each packet. Returns in the forked process only, with the paths it is to join. */
+static size_t serve(char *order)
+{
+    for (;;) {
+        size_t count = 0;
+        const int channel = receive_order(order, &count);
+        int32_t told = -EBADMSG;
+        if (channel >= 0) {
+            const pid_t pid = fork_beside();
+            if (pid == 0) {
+                if (dup3(channel, SOCKET_FD, O_CLOEXEC) < 0) {
+                    _exit(EXIT_STEP_FAILED);
+                }
+                (void)close(channel);
+                return count;
+            }
+            told = pid < 0 ? -errno : (int32_t)pid;
+            (void)close(channel);
+        }
+        answer(&told, sizeof told);
     }
 }
 
@@ -389,7 +464,16 @@ __attribute__((noreturn)) static void become(const request_t *request)
 
 int main(int count, char **words)
 {
-    park(count, words);
+    static char order[PATHS_BYTES_MAX];
+    char *end = NULL;
+    errno = 0;
+    const long parent = count == 2 ? strtol(words[1], &end, 10) : 0;
+    if (errno != 0 || parent <= 0 || parent > INT_MAX || *end != '\0') {
+        fail("usage", EINVAL, EXIT_STEP_FAILED);
+    }
+    prepare((pid_t)parent);
+    const size_t order_bytes = serve(order);
+    park((pid_t)parent, order + 1, order_bytes - 1U);
     answer("R", 1);
     const request_t request = read_request();
     become(&request);

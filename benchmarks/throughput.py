@@ -66,7 +66,7 @@ def measure(directory: Path, tasks: int, slots: int) -> list[Figure]:
 
 
 def _costs(controller: int, agent: int) -> tuple[float, float, float, float]:
-    """Return CPU seconds of the controller, the agent, its ended children, and this process."""
+    """Return CPU seconds of the controller, the agent, its children, and this process."""
     return (
         cpu_seconds(controller),
         cpu_seconds(agent),

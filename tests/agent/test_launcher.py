@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from support.processes import SOURCE, is_running, launcher_path, until
 from allocator.launcher import (
     REQUEST_MAGIC,
     ExitStatus,
+    ForkServer,
     LauncherDied,
     LauncherMissing,
     LauncherPool,
@@ -252,13 +254,10 @@ async def test_large_environment_within_the_bound_arrives_whole(
 
 def talk(said: bytes, executable: str = "") -> tuple[bytes, int]:
     """Say something to a launcher without a pool; return its answer and exit code."""
-    ours, theirs = socket.socketpair()
+    server = ForkServer(executable or launcher_path())
+    process, ours = server.fork(())
     with ours:
-        number = theirs.fileno()
-        command = [executable or launcher_path(), str(os.getpid())]
-        actions = [(os.POSIX_SPAWN_DUP2, number, 3)]
-        pid = os.posix_spawn(command[0], command, {}, file_actions=actions)
-        theirs.close()
+        ours.setblocking(True)
         assert ours.recv(1) == b"R"
         ours.sendall(said)
         ours.shutdown(socket.SHUT_WR)
@@ -267,7 +266,9 @@ def talk(said: bytes, executable: str = "") -> tuple[bytes, int]:
         with contextlib.suppress(ConnectionResetError):
             while chunk := ours.recv(4096):
                 answer += chunk
-    return answer, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    server.close()
+    ended = process.collect()
+    return answer, ended.exit_code if ended.exit_code is not None else -(ended.signal or 0)
 
 
 @pytest.mark.parametrize(
@@ -322,16 +323,19 @@ def test_dismissed_launcher_ends_quietly() -> None:
 
 
 async def test_group_that_cannot_be_joined_is_named() -> None:
-    launcher = ParkedLauncher.spawn(Nowhere(("/no/cgroup.procs",)), launcher_path())
+    server = ForkServer(launcher_path())
+    launcher = ParkedLauncher.fork(Nowhere(("/no/cgroup.procs",)), server)
     with pytest.raises(StepFailed, match=r"join /no/cgroup\.procs: No such file"):
         await launcher.ready()
     gone = asyncio.Event()
     launcher.dismiss(gone.set)
     await asyncio.wait_for(gone.wait(), 20)
+    server.close()
 
 
 async def test_launcher_killed_while_parked_says_that_nothing_ran(request_true: Request) -> None:
-    launcher = ParkedLauncher.spawn(Nowhere(), launcher_path())
+    server = ForkServer(launcher_path())
+    launcher = ParkedLauncher.fork(Nowhere(), server)
     await launcher.ready()
     launcher.process.send_signal(signal.SIGKILL)
     await until(lambda: not is_running(launcher.process.pid))
@@ -339,6 +343,44 @@ async def test_launcher_killed_while_parked_says_that_nothing_ran(request_true: 
         await launcher.start(request_true)
     launcher.dismiss(lambda: None)
     await asyncio.sleep(0.01)
+    server.close()
+
+
+async def test_fork_server_that_died_is_replaced_and_nothing_is_lost(
+    request_true: Request,
+) -> None:
+    pool = Places().pool(parked=2)
+    await pool.open()
+    server = pool._server._process
+    assert server is not None
+    server.send_signal(signal.SIGKILL)
+    await until(lambda: not is_running(server.pid))
+    statuses = [await run(pool, request_true) for _ in range(5)]  # more than were parked
+    assert statuses == [ExitStatus(0, None)] * 5
+    await pool.close()
+    assert not is_running(server.pid)
+
+
+def test_order_that_is_not_sound_is_refused_and_the_server_goes_on() -> None:
+    server = ForkServer(launcher_path())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for order in (b"X", b"Pno end", b"P" + b"x" * 40_000 + b"\0"):
+            assert server._ask(order, theirs) == -errno.EBADMSG
+    process, channel = server.fork(())
+    with channel:
+        channel.setblocking(True)
+        assert channel.recv(1) == b"R"
+    server.close()
+    assert process.collect() == ExitStatus(0, None)
+
+
+def test_fork_that_the_kernel_refuses_names_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ForkServer(launcher_path())
+    monkeypatch.setattr(server, "_ask", lambda *_: -errno.ENOMEM)
+    with pytest.raises(StepFailed, match="fork: Cannot allocate memory") as caught:
+        server.fork(())
+    assert caught.value.code == errno.ENOMEM
 
 
 async def test_missing_launcher_is_named() -> None:

@@ -72,6 +72,7 @@ def test_task_gets_its_variables_and_its_directory(shared: Cluster, tmp_path: Pa
         "echo $COLOUR $MASS_TASK_ID $MASS_ATTEMPT $MASS_NODE $MASS_MEM_LIMIT_BYTES; pwd",
         environment={"COLOUR": "green"},
         working_directory=str(tmp_path),
+        memory_limit_bytes=32 * MIB,
         name="the name",
     )
     (task,) = shared.wait_ended([task_id])

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from controller.core.guesses import LOG_INPUT, LOG_PEAK, LOG_RUNTIME, Floats, Guess, History
+from controller.core.guesses import (
+    GUESSES,
+    LOG_INPUT,
+    LOG_PEAK,
+    LOG_RUNTIME,
+    Floats,
+    Guess,
+    History,
+)
 from controller.core.peaks import Atom, Ladder, Prices
 
 # Stages of knowledge: by the runs known, from which count on.
@@ -42,12 +50,12 @@ class SharedErrors:
         self._kept: list[list[list[tuple[float, float]]]] = [[[] for _ in Guess] for _ in STAGES]
 
     def learn(
-        self, history: History, log_peak: float, log_runtime: float, log_input: float
+        self, history: History, log_peak: float, log_runtime: float, guesses: list[float]
     ) -> None:
         """Keep how far off the guesses of a category with at least one run were."""
         at_stage = self._kept[stage_of(history.count)]
         usual = history.centre()[1]
-        for guess, value in zip(Guess, history.guesses(log_input), strict=True):
+        for guess, value in zip(GUESSES, guesses, strict=True):
             if math.isnan(value):
                 continue
             kept = at_stage[guess]

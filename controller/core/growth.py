@@ -121,11 +121,12 @@ class _Category:
 
 @dataclass(slots=True)
 class _Row:
-    """One running task: its use at the end of each time bin, and the most within it."""
+    """One running task: its use at the end of each time bin, and the most within it; None until
+    there is a sample."""
 
     category: str
-    last: Floats = field(default_factory=lambda: np.full(BINS, -1.0))
-    most: Floats = field(default_factory=lambda: np.zeros(BINS))
+    last: Floats | None = None
+    most: Floats | None = None
     bin: int = 0
     used_bytes: int = 0
     peak_bytes: int = 0
@@ -157,13 +158,15 @@ class Curves:
         row.bin = _bin(elapsed_ns)
         row.used_bytes = used_bytes
         row.peak_bytes = max(row.peak_bytes, used_bytes)
+        if row.last is None or row.most is None:
+            row.last, row.most = np.full(BINS, -1.0), np.zeros(BINS)
         row.last[row.bin] = used_bytes
         row.most[row.bin] = max(row.most[row.bin], used_bytes)
 
     def ended(self, key: Key, whole: bool, peak_bytes: int = 0) -> None:
-        """Forget an attempt; learn from it if it ran to its own end with this peak."""
+        """Forget an attempt; learn from its samples if it ran to its own end with this peak."""
         row = self._rows.pop(key, None)
-        if row is None or not whole:
+        if row is None or row.last is None or row.most is None or not whole:
             return
         peak = float(max(peak_bytes, row.peak_bytes))
         if peak <= 0:

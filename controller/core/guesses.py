@@ -8,6 +8,7 @@ differ by factors.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from enum import IntEnum
 
 import numpy as np
@@ -35,6 +36,9 @@ class Guess(IntEnum):
     NEAR = 4  # the mean peak of inputs about as large
 
 
+GUESSES = tuple(Guess)
+
+
 class History:
     """The newest `rows_max` runs of one category, and the errors of each guess about them."""
 
@@ -45,7 +49,8 @@ class History:
         self.seen = 0  # ever observed
         self.top = -math.inf  # the largest log peak kept
         self._recent = 0.0
-        self._medians: tuple[int, float, float] | None = None
+        self._peaks: list[float] = []  # of the rows, in their order by size
+        self._runtimes: list[float] = []
 
     def column(self, index: int) -> Floats:
         """Return a column of what is kept, oldest first."""
@@ -55,14 +60,18 @@ class History:
         """Return log(peak / guess) of the runs kept; NaN where the guess could not be made."""
         return self.column(LOG_PEAK) - self.column(COLUMNS + guess)
 
-    def add(self, log_peak: float, log_runtime: float, log_input: float) -> None:
-        """Keep one run; `log_input` is NaN where unknown. The oldest fifth makes room."""
-        guesses = self.guesses(log_input)
+    def add(
+        self, log_peak: float, log_runtime: float, log_input: float, guesses: list[float]
+    ) -> None:
+        """Keep one run and what was guessed of it; `log_input` is NaN where unknown. The oldest
+        fifth makes room."""
         if self.count == self._rows_max:
             kept = self._rows_max - max(1, self._rows_max // 5)
             self._rows[:kept] = self._rows[self.count - kept : self.count].copy()
             self.count = kept
-            self.top = float(self.column(LOG_PEAK).max())
+            self._peaks = sorted(self.column(LOG_PEAK).tolist())
+            self._runtimes = sorted(self.column(LOG_RUNTIME).tolist())
+            self.top = self._peaks[-1]
         elif self.count == len(self._rows):
             grown = min(self._rows_max, 2 * self.count) - self.count
             self._rows = np.concatenate([self._rows, np.empty((grown, self._rows.shape[1]))])
@@ -74,26 +83,23 @@ class History:
         self.count += 1
         self.seen += 1
         self.top = max(self.top, log_peak)
-        self._medians = None
+        insort(self._peaks, log_peak)
+        insort(self._runtimes, log_runtime)
 
     def centre(self) -> tuple[float, float]:
         """Return the medians of log peak and log runtime; call it only with a run kept."""
-        if self._medians is None:
-            peak = float(np.median(self.column(LOG_PEAK)))
-            runtime = float(np.median(self.column(LOG_RUNTIME)))
-            self._medians = (self.seen, peak, runtime)
-        return self._medians[1:]
+        return _median(self._peaks), _median(self._runtimes)
 
     def guesses(self, log_input: float) -> list[float]:
         """Return every guess; NaN where one cannot be made."""
-        return [self.guess(guess, log_input) for guess in Guess]
+        return [self.guess(guess, log_input) for guess in GUESSES]
 
     def guess(self, guess: Guess, log_input: float) -> float:
         """Return one guess of the next log peak; NaN where it cannot be made."""
         if not self.count:
             return math.nan
         if guess is Guess.CENTRE:
-            return self.centre()[0]
+            return _median(self._peaks)
         if guess is Guess.RECENT:
             return self._recent
         if math.isnan(log_input):
@@ -108,6 +114,11 @@ class History:
         if guess is Guess.LINE:
             return _line(inputs, peaks, log_input)
         return _near(inputs, peaks, log_input)
+
+
+def _median(rising: list[float]) -> float:
+    middle = len(rising) // 2
+    return rising[middle] if len(rising) % 2 else (rising[middle - 1] + rising[middle]) / 2
 
 
 def _line(inputs: Floats, peaks: Floats, log_input: float) -> float:

@@ -105,9 +105,10 @@ class Sizing:
         log_peak, log_runtime = math.log(max(peak_bytes, 1)), math.log(runtime_ns)
         log_input = _log_input(ask)
         is_news = log_peak > history.top or history.seen + 1 >= category.news_at
+        guesses = history.guesses(log_input)
         if history.count:
-            self._shared.learn(history, log_peak, log_runtime, log_input)
-        history.add(log_peak, log_runtime, log_input)
+            self._shared.learn(history, log_peak, log_runtime, guesses)
+        history.add(log_peak, log_runtime, log_input, guesses)
         if ask.declared_bytes:
             if len(category.over) >= DECLARED_MAX:
                 del category.over[: DECLARED_MAX // 4]

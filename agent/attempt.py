@@ -83,6 +83,7 @@ class Assignment:
     priority: int = 0  # higher is worth more
     no_requeue: bool = False  # it would not run again: the guard's last choice
     oom_group: bool = False  # the kernel ends the whole tree at the limit, not one process
+    ahead: bool = False  # waits here until those that run leave CPUs for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +190,12 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """The controller wants an attempt ended; grace 0 means SIGKILL at once."""
+    """The controller wants an attempt ended; grace 0 means SIGKILL at once. `only_held`: only if
+    it waits for CPUs still."""
 
     key: Key
     grace_ns: int
+    only_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -105,13 +106,14 @@ class Attempts:
         make_runner: Callable[[Callable[[Exit], None]], Runs],
         environment: Mapping[str, str],
         gpus: int = 0,
+        cpus: float = math.inf,
         is_guarded: bool = True,
     ) -> None:
         """Take over the ends that an earlier life could not deliver.
 
         Without a guard no capacity is held: at its end tasks would stall, and nobody would act.
         """
-        self.lifecycle = Lifecycle()
+        self.lifecycle = Lifecycle(cpus=cpus)
         self.follower = follower
         self.changed: Callable[[], None] = _ignore
         self.disconnect: Callable[[str], None] = _ignore_reason

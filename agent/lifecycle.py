@@ -10,6 +10,7 @@ Pure: time comes in as an argument, effects go out as values, in the order to ca
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -64,13 +65,16 @@ KNOWN_MAX = 10_000
 # controller that goes on assigning beyond it, without acknowledging, is broken: a new stream is
 # the only cure.
 REFUSED_MAX = 1_000
+CPUS_SLACK = 1e-6  # fractions of CPUs are added up
 
 
 class State(Enum):
     """Where an attempt is in its life on this node. Without a record it is UNKNOWN."""
 
     UNKNOWN = "unknown"
-    WAITING = "waiting"  # an older attempt has processes, the guard wants no more, or it is leaving
+    # An older attempt has processes, the guard wants no more, it is leaving, or it was sent ahead
+    # and there are no CPUs for it yet.
+    WAITING = "waiting"
     STARTING = "starting"  # Start was given, exec has not happened
     RECALLED = "recalled"  # told to stop while STARTING
     RUNNING = "running"
@@ -129,6 +133,9 @@ class Lifecycle:
     attempts: dict[Key, Attempt] = field(default_factory=dict)
     unacknowledged: deque[Report] = field(default_factory=deque)
     known_max: int = KNOWN_MAX
+    cpus: float = math.inf  # of this node; what was sent ahead waits for its share of them
+    _cpus_taken: float = 0.0  # by live attempts
+    _held: dict[Key, None] = field(default_factory=dict)  # sent ahead, in the order of arrival
     _sequence: int = 0
     _leaving: bool = False
     _intake_stopped: bool = False
@@ -155,6 +162,8 @@ class Lifecycle:
                 self._freeze(key, paused)
             case IntakeChanged(stopped):
                 self._change_intake(stopped)
+            case StopAsked(key, _, only_held=True) if key not in self._held:
+                pass  # it has started, or is gone
             case LeaseLost():
                 self._stop_all(0)
             case Leaving(grace_ns):
@@ -195,8 +204,14 @@ class Lifecycle:
             assert key in self._of_task[key[0]]
             assert (attempt.assignment is None) == (attempt.state is State.ENDED)
             held_back = self._leaving or self._intake_stopped
-            waits = held_back or self._other(key, LIVE) is not None
+            waits = held_back or key in self._held or self._other(key, LIVE) is not None
             assert attempt.state is not State.WAITING or waits
+        assert all(self.attempts[key].state is State.WAITING for key in self._held)
+        taken = sum(a.assignment.cpus for a in self._living() if a.assignment is not None)
+        assert abs(taken - self._cpus_taken) < CPUS_SLACK
+        held = next(iter(self._held), None)
+        if held is not None and not (self._leaving or self._intake_stopped):
+            assert not self._has_cpus(self.attempts[held]) or self._other(held, LIVE) is not None
 
     # What happens in the cells of TABLE.
 
@@ -222,6 +237,8 @@ class Lifecycle:
         if (waiting := self._other(key, {State.WAITING})) is not None:
             self._remove(waiting)
         attempt.state = State.WAITING
+        if assignment.ahead:
+            self._held[key] = None
         if (older := self._other(key, LIVE)) is not None:
             self._forget(older)
         else:
@@ -396,6 +413,7 @@ class Lifecycle:
 
     def _finish(self, attempt: Attempt, end: Ended) -> None:
         self._commands.append(Disarm(attempt.key))
+        self._give_cpus_back(attempt)
         attempt.assignment = None
         attempt.state = State.ENDED
         if attempt.unwanted:
@@ -403,6 +421,25 @@ class Lifecycle:
         else:
             self._report_end(attempt, end)
         self._start_waiting(attempt.key[0])
+        for key in tuple(self._held):
+            if not self._has_cpus(self.attempts[key]):
+                break  # in the order of arrival
+            self._start_waiting(key[0])
+
+    def _living(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts.values() if attempt.state in LIVE]
+
+    def _has_cpus(self, attempt: Attempt) -> bool:
+        """Say whether the live attempts leave CPUs for one that was sent ahead."""
+        assert attempt.assignment is not None
+        wanted = self._cpus_taken + attempt.assignment.cpus
+        return self._cpus_taken <= 0 or wanted <= self.cpus + CPUS_SLACK
+
+    def _give_cpus_back(self, attempt: Attempt) -> None:
+        self._held.pop(attempt.key, None)
+        if attempt.state in LIVE and attempt.assignment is not None:
+            left = self._cpus_taken - attempt.assignment.cpus
+            self._cpus_taken = left if left > CPUS_SLACK else 0.0  # no rounding error stays
 
     def _start_waiting(self, task_id: int) -> None:
         if self._leaving:
@@ -413,12 +450,17 @@ class Lifecycle:
             attempt = self.attempts[key]
             if attempt.state is State.WAITING and self._other(key, LIVE) is None:
                 assert attempt.assignment is not None
+                if key in self._held and not self._has_cpus(attempt):
+                    continue
+                self._held.pop(key, None)
+                self._cpus_taken += attempt.assignment.cpus
                 attempt.state = State.STARTING
                 self._commands.append(Start(key, attempt.assignment))
 
     def _remove(self, key: Key) -> None:
         if self.attempts.pop(key, None) is None:
             return
+        self._held.pop(key, None)
         others = self._of_task[key[0]]
         others.remove(key)
         if not others:

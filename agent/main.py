@@ -170,6 +170,7 @@ def _make_attempts(
         make_runner=make_runner,
         environment=os.environ,
         gpus=_offered_gpus(settings),
+        cpus=_offered_cpus(settings),
         is_guarded=settings.guard,
     )
     return attempts, made[0]
@@ -273,6 +274,10 @@ async def _run_until_signal(
         await asyncio.wait(tasks)
 
 
+def _offered_cpus(settings: Settings) -> float:
+    return settings.cpus if settings.cpus is not None else usable_cpus()
+
+
 def _offered_gpus(settings: Settings) -> int:
     return visible_gpus() if settings.gpus is None else settings.gpus
 
@@ -295,7 +300,7 @@ def _identity(settings: Settings, sampler: Sampler, enforcement: Enforcement) ->
         agent_version=_version(),
         memory_total_bytes=total_bytes,
         memory_capacity_bytes=capacity_bytes,
-        cpus=settings.cpus if settings.cpus is not None else usable_cpus(),
+        cpus=_offered_cpus(settings),
         enforcement=enforcement.name,
         capabilities=tuple(word for word in sorted(able) if able[word] is True),
         labels=dict(settings.labels),

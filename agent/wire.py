@@ -160,13 +160,15 @@ def decode_assignment(message: agent_pb2.Assignment) -> Assigned:
             priority=message.priority,
             no_requeue=message.no_requeue,
             oom_group=message.oom_group,
+            ahead=message.ahead,
         )
     )
 
 
 def decode_stop(message: agent_pb2.Stop) -> StopAsked:
     """Return the event. Raises WireError for an impossible attempt or grace."""
-    return StopAsked(_key(message.task_id, message.attempt), _duration_ns(message.grace, "grace"))
+    key = _key(message.task_id, message.attempt)
+    return StopAsked(key, _duration_ns(message.grace, "grace"), message.only_held)
 
 
 def decode_freeze(message: agent_pb2.Freeze) -> FreezeAsked:
@@ -243,6 +245,7 @@ def encode_hello(
             gpus=identity.gpus,
             custom_metrics=identity.custom_metrics,
             cluster_id=cluster_id,
+            holds_ahead=True,
             attempts=(
                 agent_pb2.KnownAttempt(task_id=key[0], attempt=key[1], ended=ended)
                 for key, ended in known

@@ -48,6 +48,7 @@ TICK_S = 1.0
 # company: a start, which places nothing, and an end while turns follow each other anyway.
 START_PATIENCE_S = 0.020
 END_PATIENCE_S = 0.003
+HELD_PATIENCE_S = 0.020  # of an end on a node that has the next task already
 BUSY_S = 0.020
 # Nobody waits for an acknowledgement either; it lets the agent forget.
 ACKNOWLEDGE_S = 0.050
@@ -124,10 +125,17 @@ class Engine:
         loop = asyncio.get_running_loop()
         if isinstance(event, AttemptStarted):
             self._wake_in(loop, START_PATIENCE_S)
+        elif isinstance(event, AttemptEnded) and self._holds_ahead(event.node_id):
+            self._wake_in(loop, HELD_PATIENCE_S)
         elif isinstance(event, AttemptEnded) and loop.time() - self._turned_at_s < BUSY_S:
             self._wake_in(loop, END_PATIENCE_S)
         else:
             self._wake.set()
+
+    def _holds_ahead(self, node_id: str) -> bool:
+        """Say whether a node has more tasks than CPUs: an end there leaves none of them idle."""
+        record = self.cluster.nodes.get(node_id)
+        return record is not None and self.cluster.table.is_overfull(record.slot)
 
     def _wake_in(self, loop: asyncio.AbstractEventLoop, delay_s: float) -> None:
         """Begin a turn after the delay, or earlier if one is due earlier."""

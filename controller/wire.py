@@ -142,6 +142,7 @@ def joined(hello: agent_pb2.Hello, at_ns: int, stream: int) -> NodeJoined:
         gpus=hello.gpus,
         cluster_id=hello.cluster_id,
         capabilities=tuple(hello.capabilities),
+        holds_ahead=hello.holds_ahead,
     )
 
 
@@ -464,6 +465,7 @@ def assignments(tasks: Iterable[Task], limits: Limits) -> list[agent_pb2.Control
             array_id=task.array_id,
             array_index=task.array_index,
             task_label=task.label,
+            ahead=task.is_ahead,
         )
         if spec.time_limit_ns is not None:
             assignment.time_limit.CopyFrom(duration(spec.time_limit_ns))
@@ -478,6 +480,7 @@ def stop(command: SendStop) -> agent_pb2.ControllerMessage:
             task_id=command.task_id,
             attempt=command.attempt,
             grace=duration(command.grace_ns),
+            only_held=command.only_held,
         )
     )
 

@@ -76,6 +76,7 @@ class Cluster:
         self.arrays = Arrays()
         self.accounts = Accounts()
         self.category_tasks: dict[str, int] = {}  # how many of each are placed
+        self.brief: set[int] = set()  # placed tasks that were expected to end soon
         self.draining: set[str] = set()  # nodes that wait for their last task
         self.memory_reservations: dict[int, MemoryReservation] = {}
         self.memory_handles: dict[int, int] = {}  # reservation id -> handle in the ledger
@@ -162,6 +163,10 @@ class Cluster:
             record.gpus_taken.update(task.gpu_indexes)
             self.table.gpus_used[record.slot] += task.spec.gpus
         self.table.cpus_used[record.slot] += task.spec.cpus
+        if self.learning.is_brief(task.spec):
+            self.brief.add(task.id)
+        else:
+            self.table.others[record.slot] += 1
 
     def _leave_node(self, task: Task) -> None:
         record = self.nodes[task.node_id]
@@ -174,6 +179,10 @@ class Cluster:
         if task.spec.gpus:
             record.gpus_taken.difference_update(task.gpu_indexes)
             self.table.gpus_used[record.slot] -= task.spec.gpus
+        if task.id in self.brief:
+            self.brief.discard(task.id)
+        else:
+            self.table.others[record.slot] -= 1
         # Not below zero by a rounding error, and exactly zero when nothing is left.
         left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
         self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0

@@ -119,12 +119,14 @@ class SendAssignment:
 
 @dataclass(frozen=True, slots=True)
 class SendStop:
-    """End an attempt: SIGTERM, and SIGKILL after the grace."""
+    """End an attempt: SIGTERM, and SIGKILL after the grace. `only_held`: only if it has not been
+    started yet."""
 
     node_id: str
     task_id: int
     attempt: int
     grace_ns: int
+    only_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class NodeJoined:
     gpus: int = 0
     cluster_id: str = ""  # the one whose tasks the attempts are of; empty when it knows none
     capabilities: tuple[str, ...] = ()  # words for people; nothing is decided by them
+    holds_ahead: bool = False  # keeps what is sent ahead until it has CPUs for it
 
 
 @dataclass(frozen=True, slots=True)

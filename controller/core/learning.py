@@ -21,7 +21,7 @@ from controller.core.growth import (
     reserved_now,
 )
 from controller.core.limits import SECOND_NS, Limits
-from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskState
+from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskSpec, TaskState
 from controller.core.needs import Need, rounded_up
 from controller.core.peaks import STEP_MIN
 from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
@@ -143,6 +143,20 @@ class Learning:
     def size_bytes(self, need: Need) -> int:
         """Return what a need's next attempt has set aside at its start."""
         return self.decide(need).size_bytes
+
+    def is_brief(self, spec: TaskSpec) -> bool:
+        """Say whether a task may be expected to end soon, as all of its category did lately.
+
+        Only such as may run again if that proves wrong.
+        """
+        known = self.outcomes.get(spec.category)
+        return (
+            known is not None
+            and len(known.runtimes_ns) >= self.limits.brief_runs_min
+            and spec.requeue
+            and not spec.gpus
+            and max(known.runtimes_ns) <= self.limits.brief_ns
+        )
 
     def is_guess(self, need: Need) -> bool:
         """Say whether nothing of its category was seen, so that one task should go ahead.

@@ -78,6 +78,14 @@ class Limits:
     reservation_ttl_min_ns: int = 1 * SECOND_NS
     reservation_ttl_max_ns: int = 7 * 24 * 3_600 * SECOND_NS
 
+    # Tasks of a category that always ends soon are sent ahead to nodes whose CPUs are all taken, so
+    # that the next one starts at once; the agent holds them until CPUs are free.
+    brief_ns: int = 100 * MILLISECOND_NS  # the longest of its latest runs
+    brief_runs_min: int = 8
+    ahead_per_cpu: int = 8  # 0 sends nothing ahead
+    ahead_held_max_ns: int = 2 * SECOND_NS  # then it is called back, and for a while
+    ahead_pause_ns: int = 30 * SECOND_NS  # nothing is sent ahead to that node
+
     # A task that others have overtaken for this long gets a node kept free for it.
     overtaken_max_ns: int = 30 * SECOND_NS
 

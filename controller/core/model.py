@@ -28,6 +28,9 @@ class TaskState(Enum):
     LOST = "LOST"
 
 
+AHEAD = "AHEAD"  # why a task is ASSIGNED that waits on its node for CPUs
+
+
 class NodeState(Enum):
     """Whether a node can be reached."""
 
@@ -233,6 +236,11 @@ class Task:
     memory_reached_bytes: int = 0  # the most that one reached which memory ended
     memory_spared: int = 0  # attempts ended for want of memory by no fault of the task
     guard_kills: int = 0  # those of them that the guard ended
+
+    @property
+    def is_ahead(self) -> bool:
+        """Say whether it was sent ahead of free CPUs and has not started, as far as is known."""
+        return self.reason_code == AHEAD
 
     @property
     def ended(self) -> bool:

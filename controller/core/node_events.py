@@ -57,6 +57,7 @@ def on_node_joined(cluster: Cluster, event: NodeJoined) -> Commands:
         record.acknowledged_sequence = 0
     record.stream = event.stream
     record.capabilities = event.capabilities
+    cluster.table.holds_ahead[record.slot] = event.holds_ahead
     record.sampled = False
     record.leaving_until_ns = 0
     record.has_left = False
@@ -165,6 +166,20 @@ def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Comma
         event.node_id, record.acknowledged_sequence, forget, event.stream, capacity_bytes
     )
     return [welcome, *after]
+
+
+def call_back_held(cluster: Cluster, now_ns: int) -> Commands:
+    """Call back what was sent ahead and has waited too long: what runs there was not brief."""
+    commands: Commands = []
+    for slot in cluster.table.overfull_slots():
+        node_id = cluster.table.ids[slot]
+        assert node_id is not None
+        for task_id in sorted(cluster.nodes[node_id].task_ids):
+            task = cluster.tasks[task_id]
+            if task.is_ahead and now_ns - task.assigned_at_ns >= cluster.limits.ahead_held_max_ns:
+                cluster.table.ahead_from_ns[slot] = now_ns + cluster.limits.ahead_pause_ns
+                commands.append(SendStop(node_id, task.id, task.attempt, 0, only_held=True))
+    return commands
 
 
 def settle(cluster: Cluster, now_ns: int) -> Commands:

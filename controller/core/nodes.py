@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+CPUS_SLACK = 1e-6  # fractions of CPUs are added up
 MATCHING_KEPT_MAX = 1_000  # constraints; beyond it they are worked out anew
 
 
@@ -57,6 +58,9 @@ class NodeTable:
         self.gpus = np.zeros(nodes_max, dtype=np.int64)
         self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
         self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
+        self.others = np.zeros(nodes_max, dtype=np.int64)  # tasks here that are not brief
+        self.holds_ahead = np.zeros(nodes_max, dtype=np.bool_)  # its agent does
+        self.ahead_from_ns = np.zeros(nodes_max, dtype=np.int64)  # nothing is sent ahead before
         self.freed_bytes = np.zeros(nodes_max, dtype=np.int64)  # by ended tasks, since the sample
         self.intake_stopped = np.zeros(nodes_max, dtype=np.bool_)  # its guard wants nothing new
         self.last_seen_ns = np.zeros(nodes_max, dtype=np.int64)
@@ -134,6 +138,9 @@ class NodeTable:
         self.gpus_used[slot] = 0
         self.intake_stopped[slot] = False
         self.freed_bytes[slot] = 0
+        self.others[slot] = 0
+        self.holds_ahead[slot] = False
+        self.ahead_from_ns[slot] = 0
         del self._facts[slot]
         self._matching.clear()
 
@@ -161,6 +168,26 @@ class NodeTable:
                 self.freed_bytes[other] = 0
         else:
             self.freed_bytes[slot] = 0
+
+    def overfull_slots(self) -> list[int]:
+        """Return the slots of nodes whose tasks ask more CPUs than there are: some are held."""
+        count = self.count
+        over = self.cpus_used[:count] > self.cpus[:count] + CPUS_SLACK
+        return [int(slot) for slot in np.flatnonzero(over)]
+
+    def is_overfull(self, slot: int) -> bool:
+        """Say whether the tasks there ask more CPUs than there are."""
+        return bool(self.cpus_used[slot] > self.cpus[slot] + CPUS_SLACK)
+
+    def ahead_cpus(self, now_ns: int, per_cpu: int) -> Floats:
+        """Return by slot how many CPUs brief tasks may ask beyond those there are.
+
+        Only where all tasks are brief: behind a long one they would wait for long.
+        """
+        count = self.count
+        may = self.holds_ahead[:count] & (self.others[:count] == 0)
+        may &= self.ahead_from_ns[:count] <= now_ns
+        return np.where(may, self.cpus[:count] * per_cpu, 0.0)
 
     def silent_slots(self, since_ns: int) -> list[int]:
         """Return the slots of nodes last heard of at since_ns or before."""

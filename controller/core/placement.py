@@ -7,6 +7,7 @@ ledger has the last word when the assignments are committed.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +40,8 @@ class Offers:
     cpus_free: Floats
     members: Callable[[int], frozenset[int]]  # the slots on the same machine
     machines_shared: bool
+    # CPUs that brief tasks may ask beyond the free ones: the agent holds them for a moment.
+    ahead: Floats = field(default_factory=lambda: np.zeros(0))
     # Closed now, but may be open again soon.
     reopens: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     stopped: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))  # by their guards
@@ -83,6 +86,7 @@ class Quotas:
     pilots_max: int = 1  # of such a category
     # How many of each category are placed of which nothing is heard; asked where it matters.
     silent: Callable[[], Mapping[str, int]] = dict
+    is_brief: Callable[[int], bool] = lambda task_id: False  # it ends soon, as far as is known
     _silent: Mapping[str, int] | None = None  # the answer, for the whole round
 
     def refusal(self, line: Line) -> str:
@@ -158,6 +162,7 @@ class Placement:
     slot: int
     shape: Shape
     need: Need | None = None  # that the shape's memory follows from
+    ahead: bool = False  # of free CPUs: the agent holds it until there are
 
 
 @dataclass(slots=True)
@@ -264,6 +269,7 @@ class _Round:
         for task_id, slot in kept_for.items():
             self.kept_for.setdefault(queue.shape(task_id), []).append(slot)
         self._refused_bytes: dict[float, int] = {}  # by cpus, the smallest request refused
+        self._sends_ahead = bool(offers.ahead.any())
 
     def choose(self, shape: Shape) -> int | None:
         """Return the best slot for a task of this shape, or None."""
@@ -283,6 +289,18 @@ class _Round:
             self._refused_bytes[shape.cpus] = shape.memory_request_bytes
         return slot
 
+    def choose_ahead(self, shape: Shape) -> int | None:
+        """Return the node where a brief task waits least for CPUs, or None."""
+        if not self._sends_ahead:
+            return None
+        offers = self.offers
+        mask = feasible(offers, replace(shape, cpus=-math.inf), self.kept)
+        mask &= offers.cpus_free + offers.ahead >= shape.cpus
+        if not mask.any():
+            self._sends_ahead = bool((offers.cpus_free + offers.ahead > 0).any())
+            return None
+        return int(np.argmax(np.where(mask, offers.cpus_free, -np.inf)))
+
     def _hopeless(self, shape: Shape) -> bool:
         """Say whether a shape that asks no more was refused: offers only fall within a round."""
         return any(
@@ -291,7 +309,10 @@ class _Round:
         )
 
     def refuse(self, shape: Shape, refusal: Refusal | None = None) -> None:
-        """Note a refusal; from now on the nodes kept for this shape are closed to others."""
+        """Note a refusal; from now on the nodes kept for this shape are closed to others, and
+        nothing that comes later is sent ahead: it would hold up one that waits for CPUs."""
+        if self._sends_ahead and able_when_empty(self.offers, shape).any():
+            self._sends_ahead = False
         self.result.refused.add(shape, refusal)
         slots = self.kept_for.pop(shape, None)
         if slots:
@@ -329,7 +350,9 @@ def place(
             result.refused.add_line(line, Refusal(code, int(np.count_nonzero(offers.open))))
             ordered.skip_line()
             continue
-        slot = walk.choose(shape)
+        slot, ahead = walk.choose(shape), False
+        if slot is None and quotas.is_brief(task_id):
+            slot, ahead = walk.choose_ahead(shape), True
         if slot is None:
             walk.refuse(shape)
             passed_over.append(ordered.rank)
@@ -338,7 +361,7 @@ def place(
         offers.take(slot, shape)
         quotas.take(line)
         ordered.charge(line)
-        result.placed.append(Placement(task_id, slot, shape, line.need))
+        result.placed.append(Placement(task_id, slot, shape, line.need, ahead))
         last_placed = max(last_placed, ordered.rank)
     # Whoever went first for its smaller share has overtaken as well, once it has the higher id.
     result.overtaken.update(rank[1] for rank in passed_over if rank < last_placed)

@@ -56,7 +56,7 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.metrics import Scope
-from controller.core.model import MemoryLimits, TaskState
+from controller.core.model import AHEAD, MemoryLimits, TaskState
 from controller.core.placement import (
     Placement,
     Quotas,
@@ -92,6 +92,7 @@ HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
     ReservationReleased: reservation_events.on_reservation_released,
     Reconfigured: node_events.on_reconfigured,
 }
+AHEAD_REASON = (AHEAD, "sent ahead: it starts there as soon as CPUs are free")
 # Events after which no task can be placed that could not be before.
 QUIET = (AttemptStarted, AttemptFrozen, GuardActed, ReservationRenewed)
 
@@ -130,6 +131,7 @@ class Scheduler:
         cluster = self.cluster
         commands = node_events.watch_silence(cluster, now_ns)
         commands += drain_events.advance_drains(cluster, now_ns)
+        commands += node_events.call_back_held(cluster, now_ns)
         commands += reservation_events.expire_reservations(cluster, now_ns)
         cluster.recover_room()
         woken = cluster.wake(now_ns)
@@ -206,6 +208,10 @@ class Scheduler:
             cluster.learning.is_guess,
             cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
             lambda: cluster.silent_tasks(results.now_ns),
+            lambda task_id: cluster.learning.is_brief(cluster.tasks[task_id].spec),
+        )
+        results.offers.ahead = cluster.table.ahead_cpus(
+            results.now_ns, cluster.limits.ahead_per_cpu
         )
         results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
@@ -293,7 +299,7 @@ class Scheduler:
         size_bytes = placement.shape.memory_request_bytes
         decided = None if placement.need is None else cluster.learning.decide(placement.need)
         task = replace(
-            with_state(task, TaskState.ASSIGNED),
+            with_state(task, TaskState.ASSIGNED, *(AHEAD_REASON if placement.ahead else ())),
             attempt=task.attempt + 1,
             node_id=node_id,
             instance_id=record.node.instance_id,

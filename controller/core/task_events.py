@@ -19,6 +19,7 @@ from controller.core.commands import (
 from controller.core.events import AttemptEnded, AttemptFrozen, AttemptStarted, TasksCancelled
 from controller.core.learning import by_own_fault, reached
 from controller.core.model import (
+    AHEAD,
     PLACED_STATES,
     Attempt,
     OomCause,
@@ -122,7 +123,7 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
     task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
-        if code != NODE_DRAINED:
+        if code != NODE_DRAINED and not (code == AHEAD and _was_called_back(cluster, task)):
             cluster.close_leaving(task.node_id, event.at_ns)
         return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
     if outcome is TaskState.OUT_OF_MEMORY:
@@ -137,6 +138,10 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     if outcome is TaskState.FAILED:
         task = replace(task, failures=task.failures + 1)
     return commands + end(cluster, task, outcome, code, reason, ended_at_ns)
+
+
+def _was_called_back(cluster: Cluster, task: Task) -> bool:
+    return bool(cluster.table.ahead_from_ns[cluster.nodes[task.node_id].slot])
 
 
 def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
@@ -156,6 +161,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
         return TaskState.TIMED_OUT, "TIME_LIMIT", f"ran longer than its time limit of {seconds:g} s"
     if event.stopped and task.reason_code == NODE_DRAINED:
         return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
+    if event.stopped and task.is_ahead and not event.started_at_ns:
+        return TaskState.LOST, AHEAD, f"the CPUs of node {task.node_id} stayed taken"
     if event.stopped:
         return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} ended it unasked"
     if event.exit_code == 0:

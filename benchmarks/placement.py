@@ -154,6 +154,7 @@ def _spec(memory_bytes: int, cpus: float, constraint: str, name: str) -> TaskSpe
         category=name,
         memory_request_bytes=memory_bytes,
         memory_limit_bytes=None,
+        memory_exact=name in ("filler", "large"),  # all that they declare is set aside
         cpus=cpus,
         constraint=constraint,
     )

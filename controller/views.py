@@ -201,7 +201,8 @@ def node_view(
         memory_reserved_bytes=int(ledger.reserved_bytes[slot]),
         memory_tasks_used_bytes=int(ledger.used_bytes[slot]),
         cpus=node.cpus,
-        cpus_used=float(table.cpus_used[slot]),
+        # What was sent ahead is held there: it occupies none yet.
+        cpus_used=min(float(table.cpus_used[slot]), node.cpus),
         tasks_running=len(record.task_ids),
         labels=dict(node.labels),
         gpus=node.gpus,

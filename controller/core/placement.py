@@ -269,7 +269,7 @@ class _Round:
         for task_id, slot in kept_for.items():
             self.kept_for.setdefault(queue.shape(task_id), []).append(slot)
         self._refused_bytes: dict[float, int] = {}  # by cpus, the smallest request refused
-        self._sends_ahead = bool(offers.ahead.any())
+        self.sends_ahead = bool(offers.ahead.any())
 
     def choose(self, shape: Shape) -> int | None:
         """Return the best slot for a task of this shape, or None."""
@@ -291,13 +291,13 @@ class _Round:
 
     def choose_ahead(self, shape: Shape) -> int | None:
         """Return the node where a brief task waits least for CPUs, or None."""
-        if not self._sends_ahead:
+        if not self.sends_ahead:
             return None
         offers = self.offers
         mask = feasible(offers, replace(shape, cpus=-math.inf), self.kept)
         mask &= offers.cpus_free + offers.ahead >= shape.cpus
         if not mask.any():
-            self._sends_ahead = bool((offers.cpus_free + offers.ahead > 0).any())
+            self.sends_ahead = bool((offers.cpus_free + offers.ahead > 0).any())
             return None
         return int(np.argmax(np.where(mask, offers.cpus_free, -np.inf)))
 
@@ -311,8 +311,8 @@ class _Round:
     def refuse(self, shape: Shape, refusal: Refusal | None = None) -> None:
         """Note a refusal; from now on the nodes kept for this shape are closed to others, and
         nothing that comes later is sent ahead: it would hold up one that waits for CPUs."""
-        if self._sends_ahead and able_when_empty(self.offers, shape).any():
-            self._sends_ahead = False
+        if self.sends_ahead and able_when_empty(self.offers, shape).any():
+            self.sends_ahead = False
         self.result.refused.add(shape, refusal)
         slots = self.kept_for.pop(shape, None)
         if slots:
@@ -358,6 +358,8 @@ def place(
             passed_over.append(ordered.rank)
             ordered.skip_line()
             continue
+        if walk.sends_ahead and not ahead and not quotas.is_brief(task_id):
+            offers.ahead[slot] = 0.0  # nothing brief waits behind it
         offers.take(slot, shape)
         quotas.take(line)
         ordered.charge(line)

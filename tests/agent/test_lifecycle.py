@@ -455,3 +455,66 @@ def test_nothing_of_another_cluster_is_reported_any_more() -> None:
     life.handle(StartSucceeded((1, 1), 9, 1), 0)
     assert [report.key for report in life.unacknowledged] == [(1, 1)]
     life.check()
+
+
+def sent_ahead(task_id: int, cpus: float = 1.0) -> Assigned:
+    return Assigned(Assignment((task_id, 1), ("true",), cpus=cpus, ahead=True))
+
+
+def states(lifecycle: Lifecycle, *task_ids: int) -> list[State]:
+    return [state_of(lifecycle, (task_id, 1)) for task_id in task_ids]
+
+
+def test_what_is_sent_ahead_waits_for_cpus_in_the_order_of_arrival() -> None:
+    lifecycle = Lifecycle(cpus=2.0)
+    feed(lifecycle, sent_ahead(1), sent_ahead(2, 0.5), sent_ahead(3, 1.0), sent_ahead(4, 0.5))
+    start, wait = State.STARTING, State.WAITING
+    # The fourth would fit beside the first two, but the third was here before.
+    assert states(lifecycle, 1, 2, 3, 4) == [start, start, wait, start]
+    feed(lifecycle, sent_ahead(5, 0.5))
+    assert states(lifecycle, 3, 5) == [wait, wait]
+    feed(lifecycle, Exited((2, 1), DONE))
+    assert states(lifecycle, 3, 5) == [wait, wait]  # half a CPU is no room for the next one
+    feed(lifecycle, StartFailed((4, 1), "exec: no such file"))
+    assert states(lifecycle, 3, 5) == [start, wait]
+    feed(lifecycle, Exited((1, 1), DONE))
+    assert states(lifecycle, 5) == [start]
+
+
+def test_task_larger_than_the_node_starts_once_nothing_else_runs() -> None:
+    lifecycle = Lifecycle(cpus=2.0)
+    feed(lifecycle, sent_ahead(1), sent_ahead(2, 3.0))
+    assert states(lifecycle, 1, 2) == [State.STARTING, State.WAITING]
+    feed(lifecycle, Exited((1, 1), DONE))
+    assert states(lifecycle, 2) == [State.STARTING]
+
+
+def test_what_is_not_sent_ahead_starts_whatever_runs() -> None:
+    lifecycle = Lifecycle(cpus=1.0)
+    feed(lifecycle, assigned((1, 1)), assigned((2, 1)))
+    assert states(lifecycle, 1, 2) == [State.STARTING] * 2
+
+
+def test_only_what_is_held_is_called_back() -> None:
+    lifecycle = Lifecycle(cpus=1.0)
+    feed(lifecycle, sent_ahead(1), sent_ahead(2), sent_ahead(3))
+    assert feed(lifecycle, StopAsked((1, 1), 0, only_held=True)) == ()
+    feed(lifecycle, StopAsked((2, 1), 0, only_held=True))
+    assert states(lifecycle, 1, 2, 3) == [State.STARTING, State.ENDED, State.WAITING]
+    end = ended(lifecycle, (2, 1))
+    assert end.stopped
+    assert end.outcome.started_at_ns == 0
+    feed(lifecycle, Exited((1, 1), DONE))
+    assert states(lifecycle, 3) == [State.STARTING]
+    assert feed(lifecycle, StopAsked((9, 1), 0, only_held=True)) == ()
+
+
+def test_what_is_held_waits_for_the_guard_too_and_is_stopped_like_any() -> None:
+    lifecycle = Lifecycle(cpus=1.0)
+    feed(lifecycle, sent_ahead(1), sent_ahead(2), sent_ahead(3), IntakeChanged(stopped=True))
+    feed(lifecycle, Exited((1, 1), DONE), StopAsked((2, 1), GRACE_NS))
+    assert states(lifecycle, 2, 3) == [State.ENDED, State.WAITING]
+    feed(lifecycle, IntakeChanged(stopped=False))
+    assert states(lifecycle, 3) == [State.STARTING]
+    feed(lifecycle, sent_ahead(4), LeaseLost())
+    assert states(lifecycle, 4) == [State.ENDED]

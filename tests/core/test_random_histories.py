@@ -40,7 +40,15 @@ from controller.core.model import (
 )
 
 LIMITS = replace(
-    SMALL, nodes_max=4, tasks_running_max=6, tasks_open_max=12, user_tasks_max=4, reservations_max=3
+    SMALL,
+    nodes_max=4,
+    tasks_running_max=6,
+    tasks_open_max=12,
+    user_tasks_max=4,
+    reservations_max=3,
+    brief_runs_min=1,
+    brief_ns=20_000_000_000,
+    ahead_per_cpu=2,
 )
 Wait = tuple[int, DependencyKind, bool]
 RULES = (
@@ -241,7 +249,11 @@ class History:
         sampled_at_ns = int(cluster.history.sampled_at_ns()[slot])
         assert self.world.now_ns - sampled_at_ns <= LIMITS.sample_hold_ns
         assert cluster.ledger.reserved_bytes[slot] <= cluster.ledger.capacity_bytes[slot]
-        assert cluster.table.cpus_used[slot] <= record.node.cpus
+        if task.is_ahead:
+            assert self.world.agents[command.node_id].hello.holds_ahead
+            assert cluster.table.cpus_used[slot] > record.node.cpus
+        beyond = LIMITS.ahead_per_cpu * record.node.cpus if task.is_ahead else 0
+        assert cluster.table.cpus_used[slot] <= record.node.cpus + beyond
 
     def check_may_start(self, task: Task) -> None:
         """Assert that all it waited for has ended as it hoped, and that its time has come."""
@@ -330,6 +342,7 @@ class History:
             attempts=(*known, KnownAttempt(99, 1, ended=False)),
             labels={"fast": ""} if name in ("n1", "n3") else {},
             gpus=3 if name == "n1" else 0,
+            holds_ahead=name != "n3",
         )
         forget = self.world.welcome().forget
         assert [(k.task_id, k.attempt) for k in forget] == [(99, 1)]

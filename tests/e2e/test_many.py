@@ -32,6 +32,17 @@ def span(task: types_pb2.Task) -> tuple[int, int]:
     return task.started_at.ToNanoseconds(), task.ended_at.ToNanoseconds()
 
 
+def most_at_once(tasks: list[types_pb2.Task]) -> int:
+    """Return how many ran at the same time, at most."""
+    spans = [span(task) for task in tasks]
+    moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    at_once = most = 0
+    for _, change in moments:
+        at_once += change
+        most = max(most, at_once)
+    return most
+
+
 def test_array_runs_through_with_no_more_at_once_than_its_bound(cluster: Cluster) -> None:
     array = types_pb2.ArraySpec(indexes="1-1000", running_max=20)
     (array_id,) = cluster.client.submit([small("true", array=array)], "ada")
@@ -39,13 +50,26 @@ def test_array_runs_through_with_no_more_at_once_than_its_bound(cluster: Cluster
     assert len(tasks) == 1_000
     assert {task.state for task in tasks} == {types_pb2.TASK_STATE_SUCCEEDED}
     assert sorted(task.array_index for task in tasks) == list(range(1, 1_001))
-    spans = [span(task) for task in tasks]
-    moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
-    at_once = most = 0
-    for _, change in moments:
-        at_once += change
-        most = max(most, at_once)
-    assert 1 < most <= 20
+    assert 1 < most_at_once(tasks) <= 20
+
+
+def test_tasks_sent_ahead_never_run_more_at_once_than_there_are_cpus(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        cluster.start_controller()
+        cluster.start_agent("node-1", "--cpus", "2")
+        cluster.wait_ready()
+        spec = types_pb2.TaskSpec(command=["true"], memory_request_bytes=8 * MIB, cpus=1.0)
+        ends_of(cluster, cluster.client.submit([spec] * 20, "ada"))
+        ids = cluster.client.submit([spec] * 400, "ada")
+        sent_ahead: set[str] = set()
+        watched = {}
+        for task in cluster.client.watch(ids):
+            watched[task.id] = task
+            if task.reason_code == "AHEAD":
+                sent_ahead.add(task.id)
+        assert {task.state for task in watched.values()} == {types_pb2.TASK_STATE_SUCCEEDED}
+        assert sent_ahead
+        assert 1 <= most_at_once(list(watched.values())) <= 2
 
 
 def test_graph_of_a_thousand_runs_in_its_order(cluster: Cluster) -> None:

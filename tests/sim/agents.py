@@ -80,7 +80,7 @@ class Agent:
         self.machine = machine
         self.world = machine.world
         self.instance_id = self.world.new_instance_id(machine)
-        self.lifecycle = Lifecycle()
+        self.lifecycle = Lifecycle(cpus=machine.cpus)
         self.link: Link | None = None
         self.connected = False
         self.dead = False

@@ -49,6 +49,8 @@ LIMITS = Limits(
     overtaken_max_ns=10 * SECOND_NS,
     reservations_max=4,
     alerts_resolved_kept_ns=60 * SECOND_NS,
+    brief_runs_min=2,
+    ahead_per_cpu=2,
 )
 RULES = RuleSet(
     (

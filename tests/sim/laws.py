@@ -144,11 +144,13 @@ class Laws:
             _demand(is_open, f"task {task.id} is placed on {node.id}, {node.scheduling.value}")
         for task_id in self.accepted_ids:
             _demand(task_id in tasks, f"task {task_id} was accepted and is missing")
-        for save in saves:
-            if isinstance(save, SaveNode) and save.node.scheduling is Scheduling.DRAINED:
+        # By the last word of a turn: it may have been opened again in the same one.
+        nodes = {save.node.id: save.node for save in saves if isinstance(save, SaveNode)}
+        for node_id, node in nodes.items():
+            if node.scheduling is Scheduling.DRAINED:
                 placed = (task for task in tasks.values() if task.state in PLACED_STATES)
-                left = [task.id for task in placed if task.node_id == save.node.id]
-                _demand(not left, f"{save.node.id} is called DRAINED and has tasks {left}")
+                left = [task.id for task in placed if task.node_id == node_id]
+                _demand(not left, f"{node_id} is called DRAINED and has tasks {left}")
 
     def _not_lost(self, before: Task, task: Task) -> None:
         if before.state not in PLACED_STATES or "no longer has it" not in task.reason:
@@ -179,7 +181,8 @@ class Laws:
             stop = message.stop
             present = self._is_present(node_id, (stop.task_id, stop.attempt))
             drained = present and tasks[stop.task_id].reason_code == NODE_DRAINED
-            saved = not present or drained or tasks[stop.task_id].cancelled
+            # What only calls back one that was sent ahead changes nothing until it is answered.
+            saved = not present or drained or stop.only_held or tasks[stop.task_id].cancelled
             _demand(saved, f"a stop of task {stop.task_id} is sent and was not saved")
         if message.HasField("freeze"):
             freeze = message.freeze

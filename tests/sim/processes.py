@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sim.agents import Agent
     from sim.machines import Machine
 
+BRIEF = ("blink",)  # what always ends soon, or nearly so
+BRIEF_MAX_NS = 50 * MILLISECOND_NS
 KILL_MAX_NS = 2 * SECOND_NS
 # How processes end by themselves, and how often.
 OUTCOMES = (
@@ -46,6 +48,8 @@ class Process:
         self._outcome = chance.choices(*OUTCOMES)[0]
         self._left_ns = 0  # of its work, while it is paused
         longest_ns = chance.choice(world.longest_ns)
+        if assignment.command[0] in BRIEF and chance.random() < 0.95:  # no rule holds always
+            longest_ns = BRIEF_MAX_NS
         machine.processes[self.key] = self
         world.laws.process_began(machine, self.key)
         self._end = self._end_after(chance.randint(1, longest_ns))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.duration_pb2 import Duration
 from mass.v1 import task_pb2, types_pb2
 from sim.controllers import LIMITS, Answer
+from sim.processes import BRIEF
 from sim.timeline import SECOND_NS
 
 from controller import requests
@@ -128,11 +129,12 @@ class Users:
 
     def _spec(self, key: str) -> types_pb2.TaskSpec:
         chance = self._world.chance
+        category = chance.choice(("", "train", "align", *BRIEF))
         spec = types_pb2.TaskSpec(
-            command=["work"],
+            command=[category or "work"],
             # 0 declares nothing: it is sized by what is learned of its category.
             memory_request_bytes=chance.choice((0, 64, 256, 1_024, 2_048)) * MIB,
-            category=chance.choice(("", "train", "align")),
+            category=category,
             cpus=chance.choice((0.1, 1.0, 2.0)),
             priority=chance.choice((0, 0, 1)),
             retries=chance.choice((0, 0, 1, 3)),

@@ -252,6 +252,7 @@ class Harness:
         labels: Mapping[str, str] | None = None,
         gpus: int = 0,
         cluster_id: str = "",
+        holds_ahead: bool = False,
     ) -> list[Command]:
         """Say hello as an agent; the stream of one that ran here before has ended by then."""
         record = self.cluster.nodes.get(node)
@@ -276,6 +277,7 @@ class Harness:
             labels=labels or {},
             gpus=gpus,
             cluster_id=cluster_id,
+            holds_ahead=holds_ahead,
         )
         commands = self.turn(event)
         before = self.agents.get(node)
@@ -446,9 +448,13 @@ class Harness:
         ended_at_ns: int | None = None,
         stream: int | None = None,
         error_text: str = "",
+        started_at_ns: int | None = None,
+        unstarted: bool = False,
     ) -> list[Command]:
         """Report that an attempt has ended; by default the present one, on its node."""
         node, attempt = self._present(task_id, node, attempt)
+        if started_at_ns is None:
+            started_at_ns = 0 if start_error or unstarted else self.now_ns
         self._touch(node)
         return self.turn(
             AttemptEnded(
@@ -457,12 +463,12 @@ class Harness:
                 sequence=self._next_sequence(node),
                 task_id=task_id,
                 attempt=attempt,
-                exit_code=None if signal is not None or start_error else exit_code,
+                exit_code=exit_code if started_at_ns and signal is None else None,
                 signal=signal,
                 memory_peak_bytes=size(peak),
                 oom_kill_count=oom_kills,
                 oom_cause=cause,
-                started_at_ns=0 if start_error else self.now_ns,
+                started_at_ns=started_at_ns,
                 ended_at_ns=self.now_ns if ended_at_ns is None else ended_at_ns,
                 timed_out=timed_out,
                 stopped=stopped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -309,11 +310,17 @@ async def test_a_peer_that_answers_no_ping_is_noticed_as_the_lease_counts_on() -
     hundredth = [(name, value // 100 if name.endswith("_ms") else value)
                  for name, value in options.items()]  # fmt: skip
 
+    gone = asyncio.Event()
+
     async def be_mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0")  # SETTINGS, and ACK
-        while await reader.read(4_096):
-            pass  # a process that hangs, while its machine goes on taking what comes
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(4_096):
+                pass  # a process that hangs, while its machine goes on taking what comes
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        gone.set()
 
     server = await asyncio.start_server(be_mute, "127.0.0.1", 0)
     address = "{}:{}".format(*server.sockets[0].getsockname())
@@ -323,6 +330,7 @@ async def test_a_peer_that_answers_no_ping_is_noticed_as_the_lease_counts_on() -
         async with asyncio.timeout(5):
             with pytest.raises(grpc.aio.AioRpcError):
                 await call.read()
+    await asyncio.wait_for(gone.wait(), 5)
 
 
 async def test_what_the_welcome_forgets_is_killed_without_a_report(

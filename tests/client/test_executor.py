@@ -161,7 +161,7 @@ def test_shutdown_without_waiting_still_settles_futures(
 
 def test_one_thread_and_few_streams_serve_all_futures(client: mass.Client, tmp_path: Path) -> None:
     before = threading.active_count()
-    pool = mass.Executor(client, directory=tmp_path, mem="1TiB")
+    pool = mass.Executor(client, directory=tmp_path, mem="1TiB", mem_exact=True)
     for count in range(1, 33):
         pool.submit(calls.nap, 0)
         wait_for(lambda count=count: pool._tasks_open == count)

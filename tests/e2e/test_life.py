@@ -30,7 +30,7 @@ def test_cancel_kills_what_ignores_sigterm_after_its_grace(shared: Cluster) -> N
 
 
 def test_cancel_ends_a_waiting_task_at_once(shared: Cluster) -> None:
-    task_id = shared.submit_one("true", memory_request_bytes=1 << 44)
+    task_id = shared.submit_one("true", memory_request_bytes=1 << 44, memory_exact=True)
     assert "when empty" in shared.client.task(task_id).reason
     (task,) = shared.client.cancel([task_id], grace_ns=None)
     assert task.state == types_pb2.TASK_STATE_CANCELLED

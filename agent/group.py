@@ -43,12 +43,14 @@ class NodeMemory:
 
     `used_bytes` cannot be reclaimed. `limit_bytes` is what they should stay below, a gap below the
     capacity in force; None without one. `stalled`: the end is reached, and tasks that ask for more
-    wait until something is freed.
+    wait until something is freed. `refused`: since the last reading the end was reached, so that a
+    system call may have failed for want of memory, which nothing else tells of.
     """
 
     used_bytes: int
     limit_bytes: int | None
     stalled: bool
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

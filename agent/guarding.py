@@ -12,6 +12,7 @@ to be reached first.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -135,7 +136,7 @@ class Guarding:
         self._own_slope, self._machine_slope = Slope(), Slope()
         self._slopes: dict[Key, Slope] = {}
         self._short_at_ns: int | None = None
-        self._stalled_at_ns: int | None = None
+        self._refused_at_ns: int | None = None
         self._looks_failed = 0  # in a row
         self.hurried = False  # the guard acts, or memory is foreseen to be full soon
         self._thread: threading.Thread | None = None
@@ -147,10 +148,15 @@ class Guarding:
         return at_ns is not None and self._clock_ns() - at_ns <= SHORT_HOLDS_NS
 
     def memory_was_refused(self) -> bool:
-        """Return whether the tasks stalled within the last REFUSED_HOLDS_NS, noted or not yet."""
-        at_ns = self._stalled_at_ns
+        """Return whether the kernel refused the tasks memory within the last REFUSED_HOLDS_NS,
+        noted or not yet."""
+        at_ns = self._refused_at_ns
         if at_ns is not None and self._clock_ns() - at_ns <= REFUSED_HOLDS_NS:
             return True
+        with contextlib.suppress(OSError):
+            if self._guard is not None and self._running.node_memory().refused:
+                self._refused_at_ns = self._clock_ns()
+                return True
         stall_fd = self._running.stall_fd() if self._guard is not None else None
         if stall_fd is None:
             return False
@@ -212,7 +218,7 @@ class Guarding:
             pause_ns = self.look()
             told = {descriptor for descriptor, _ in poller.poll(pause_ns / 1e6)}
             if stall_fd in told:
-                self._stalled_at_ns = self._clock_ns()
+                self._refused_at_ns = self._clock_ns()
             if told and self._wake not in told and not self._clear_stall():
                 # It is still readable: to listen on would be to look without a pause.
                 told = {descriptor for descriptor, _ in deaf_poller.poll(LOOK_MAX_NS / 1e6)}
@@ -235,8 +241,6 @@ class Guarding:
             return UNGUARDED_LOOK_NS
         self._running.settle_capacity()
         view = self._view(now_ns)
-        if view.stalled:
-            self._stalled_at_ns = now_ns
         self._note_shortness(now_ns)
         for step in self._guard.look(view):
             self._carry_out(step)
@@ -256,6 +260,8 @@ class Guarding:
 
         tasks = self._running.guarded(growth)
         own = self._running.node_memory()
+        if own.stalled or own.refused:
+            self._refused_at_ns = now_ns
         bounds: list[tuple[int, int, float]] = []
         if own.limit_bytes is not None:
             own_growth = self._own_slope.add(now_ns, own.used_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -389,3 +390,52 @@ def test_frozen_group_stands_still_and_goes_on(cgroup1: Cgroup1) -> None:
     finally:
         cgroup1.remove(group)
     cgroup1.freeze(group, True)  # one that is gone is no error
+
+
+def test_system_call_that_was_refused_memory_is_known_though_nothing_stalls(
+    cgroup1: Cgroup1, group: Group, tmp_path: Path
+) -> None:
+    cgroup1.set_capacity(96 * MIB)
+    writer = (
+        "import os, sys, tempfile\n"
+        "block = bytearray(40 << 20)\n"
+        "block[::4096] = b'x' * len(block[::4096])\n"
+        "print('full', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "with tempfile.TemporaryFile(dir='/dev/shm', buffering=0) as file:\n"
+        "    try:\n"
+        "        for _ in range(100): file.write(bytes(1 << 20))\n"
+        "    except OSError as error: print(error.errno, flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    script = f'echo 0 > "{directory(group)}/cgroup.procs"; exec "$@"'
+    with subprocess.Popen(
+        ["sh", "-c", script, "sh", sys.executable, "-c", writer],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == "full\n"
+        assert not cgroup1.node_memory().refused
+        assert not cgroup1.node_memory().refused
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == f"{errno.ENOMEM}\n"
+        memory = cgroup1.node_memory()
+        assert (memory.stalled, memory.refused) == (False, True)
+        end(child)
+    wait_until_empty(cgroup1, group)
+    assert cgroup1.node_memory().refused  # of the time before
+    assert not cgroup1.node_memory().refused
+
+
+def test_page_cache_at_the_end_of_the_capacity_refuses_nobody(
+    cgroup1: Cgroup1, group: Group, tmp_path: Path
+) -> None:
+    cgroup1.set_capacity(64 * MIB)
+    script = f'echo 0 > "{directory(group)}/cgroup.procs"; exec "$@"'
+    wanted = ["dd", "if=/dev/zero", f"of={tmp_path}/cached", "bs=1M", "count=100"]
+    subprocess.run(["sh", "-c", script, "sh", *wanted], check=True, stderr=subprocess.DEVNULL)
+    highest = directory(group).parent / "memory.max_usage_in_bytes"
+    assert int(highest.read_text()) > 60 * MIB
+    assert not cgroup1.node_memory().refused

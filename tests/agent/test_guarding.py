@@ -52,6 +52,7 @@ class FakeNode:
     used: dict[Key, int] = field(default_factory=dict)
     capacity_bytes: int | None = GIB
     stalled: bool = False
+    refused: bool = False
     psi: float | None = None
     done: list[str] = field(default_factory=list)
     refuse: OSError | None = None
@@ -65,7 +66,7 @@ class FakeNode:
         return tuple(task(key, used, growth(key, used)) for key, used in self.used.items())
 
     def node_memory(self) -> NodeMemory:
-        return NodeMemory(sum(self.used.values()), self.capacity_bytes, self.stalled)
+        return NodeMemory(sum(self.used.values()), self.capacity_bytes, self.stalled, self.refused)
 
     def psi_full_percent(self) -> float | None:
         return self.psi
@@ -404,6 +405,20 @@ def test_refused_memory_is_remembered_for_a_while() -> None:
     assert bench.guarding.memory_was_refused()
     bench.now_ns += 1
     assert not bench.guarding.memory_was_refused()
+
+
+def test_memory_refused_to_a_system_call_is_noted_once_it_shows() -> None:
+    bench = Bench()
+    bench.node.refused = True
+    assert bench.guarding.memory_was_refused()  # asked before the guard has looked
+    bench.node.refused = False
+    assert bench.guarding.memory_was_refused()
+    bench.now_ns += REFUSED_HOLDS_NS + 1
+    assert not bench.guarding.memory_was_refused()
+    bench.node.refused = True
+    bench.guarding.look()
+    bench.node.refused = False
+    assert bench.guarding.memory_was_refused()
 
 
 def test_refused_memory_is_known_before_the_guard_has_looked() -> None:

@@ -20,7 +20,7 @@ from controller.core.guesses import (
     Guess,
     History,
 )
-from controller.core.peaks import Atom, Ladder, Prices
+from controller.core.peaks import Ladder, Prices
 
 # Stages of knowledge: by the runs known, from which count on.
 STAGES = (1, 2, 3, 5, 9, 17)
@@ -32,6 +32,8 @@ TAIL_FACTORS = (0.2, 0.5, 1.0, 1.6)  # log; beyond all that is known
 TAIL_RUNS = 0.1  # the weight of the tail, in runs
 INPUT_WIDTH = 0.5  # how far, in log input, an error says something
 INPUT_FLOOR = 0.05  # what it says beyond
+# A peak comes again about as it was, not to the byte: a size on top of it would often just fail.
+BLUR = (-0.03, 0.0, 0.03)  # log, where errors are as wide as those of others
 RECENT_HALF = 40.0  # runs after which an error counts half
 JUDGED_HALF = 20.0  # and in the choice of a guess
 INPUT_CAUTION = 1.1  # a guess by input must be better by this to be followed
@@ -79,7 +81,7 @@ class Fit:
 
     order: tuple[Guess, ...]  # the best first
     own: dict[Guess, tuple[Floats, Floats, Floats]]  # errors, log runtime / usual, log input
-    shared: dict[Guess, list[Atom]]
+    shared: dict[Guess, Floats]  # atoms
     widths: dict[Guess, float]  # how wide its errors are beside those of others
     usual: float  # log runtime
     prices: Prices  # of the time of the fit
@@ -92,7 +94,7 @@ class Fit:
             return next(guess for guess in self.order if guess < Guess.PROPORTIONAL)
         return self.order[0]
 
-    def atoms(self, guess: Guess, log_input: float) -> list[Atom]:
+    def atoms(self, guess: Guess, log_input: float) -> Floats:
         """Return the errors to expect, as atoms of log error, weight, log runtime / usual."""
         errors, runtimes, inputs = self.own[guess]
         weights = np.ones(len(errors))
@@ -101,12 +103,13 @@ class Fit:
         if guess >= Guess.PROPORTIONAL:
             apart = (inputs - log_input) / INPUT_WIDTH
             weights *= INPUT_FLOOR + (1 - INPUT_FLOOR) * np.exp(-0.5 * apart**2)
-        made = list(zip(errors.tolist(), weights.tolist(), runtimes.tolist(), strict=True))
-        made += self.shared[guess]
-        top = max(max(errors.tolist(), default=0.0), 0.0)
-        width, share = self.widths[guess], TAIL_RUNS / len(TAIL_FACTORS)
-        made += [(top + far * width, share, 0.0) for far in TAIL_FACTORS]
-        return made
+        width = self.widths[guess]
+        own = [
+            np.column_stack((errors + off * width, weights / len(BLUR), runtimes)) for off in BLUR
+        ]
+        top, share = float(errors.max(initial=0.0)), TAIL_RUNS / len(TAIL_FACTORS)
+        tail = [(top + far * width, share, 0.0) for far in TAIL_FACTORS]
+        return np.concatenate([*own, self.shared[guess], tail])
 
 
 def fit(history: History, shared: SharedErrors, doubt: float, prices: Prices) -> Fit:
@@ -119,7 +122,7 @@ def fit(history: History, shared: SharedErrors, doubt: float, prices: Prices) ->
     peaks, inputs = history.column(LOG_PEAK), history.column(LOG_INPUT)
     runtimes = history.column(LOG_RUNTIME) - usual
     own: dict[Guess, tuple[Floats, Floats, Floats]] = {}
-    borrowed: dict[Guess, list[Atom]] = {}
+    borrowed: dict[Guess, Floats] = {}
     missed: dict[Guess, float] = {}
     widths: dict[Guess, float] = {}
     for guess in Guess:
@@ -171,11 +174,9 @@ def _fading(count: int, half: float) -> Floats:
     return 0.5 ** (np.arange(count)[::-1] / half)
 
 
-def _borrowed(
-    pool: list[tuple[float, float]], stage: int, doubt: float, width: float
-) -> list[Atom]:
+def _borrowed(pool: list[tuple[float, float]], stage: int, doubt: float, width: float) -> Floats:
     """Return the errors of others, as wide as this category's are."""
     share = len(pool) / (len(pool) + PRIOR_RUNS)
     made = [(width * error, doubt * share / len(pool), runtime) for error, runtime in pool]
     believed, spread = doubt * (1 - share) / len(PRIOR_SHAPE), width * PRIOR_SPREAD[stage]
-    return made + [(spread * shape, believed, 0.0) for shape in PRIOR_SHAPE]
+    return np.array(made + [(spread * shape, believed, 0.0) for shape in PRIOR_SHAPE])

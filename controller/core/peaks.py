@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 Atom = tuple[float, float, float]  # log of bytes (or of a factor), weight, log of nanoseconds
+Atoms = Sequence[Atom] | NDArray[np.float64]  # or as rows of an array
 
 EXPONENT_MAX = 60.0  # beyond any memory or runtime
 STEP_MIN = 1.5  # a step after running out of memory is at least this much larger
@@ -129,9 +131,9 @@ class Ladder:
         return self.peaks[self._best(start, lowest)[1]]
 
 
-def ladder_over(atoms: Iterable[Atom], prices: Prices, least: float = 0.0) -> Ladder:
+def ladder_over(atoms: Atoms, prices: Prices, least: float = 0.0) -> Ladder:
     """Return the ladder over atoms in logarithms."""
-    rows = np.array(list(atoms))
+    rows = np.array(atoms, dtype=np.float64)
     rows[:, ::2] = np.exp(np.minimum(rows[:, ::2], EXPONENT_MAX))
     rows = rows[np.lexsort(rows.T[::-1])]
     whole = list(zip(*rows.T.tolist(), strict=True))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from controller.core.fits import PRIOR_SHAPE, Fit, SharedErrors, fit
-from controller.core.guesses import LOG_PEAK, Guess, History
+from controller.core.guesses import LOG_PEAK, Floats, Guess, History
 from controller.core.neighbours import Neighbour, Neighbours, words_of
 from controller.core.peaks import STEP_MIN, Atom, Ladder, Peaks, Prices, ladder_over
 from controller.core.sizes import (
@@ -366,17 +366,16 @@ class Sizing:
         return _Outlook(ladder, base, 1.0, Basis.DEFAULT, f"{said} and nothing is learned yet")
 
 
-def _censored(atoms: list[Atom], reached: float) -> list[Atom]:
+def _censored(atoms: Floats, reached: float) -> Floats:
     """Return the atoms with one run more, spread over those beyond what it reached."""
-    total = sum(weight for peak, weight, _ in atoms if peak > reached)
+    beyond = atoms[:, 0] > reached
+    total = float(atoms[beyond, 1].sum())
     if total > 0:
         # Heavier, not more of them: ends out of memory come in bursts.
-        share = 1 + 1 / total
-        return [
-            (peak, weight * share if peak > reached else weight, runtime)
-            for peak, weight, runtime in atoms
-        ]
-    return [*atoms, (reached + math.log(STEP_MIN), 1.0, 0.0)]
+        heavier = atoms.copy()
+        heavier[beyond, 1] *= 1 + 1 / total
+        return heavier
+    return np.vstack((atoms, (reached + math.log(STEP_MIN), 1.0, 0.0)))
 
 
 def _log_input(ask: Ask) -> float:

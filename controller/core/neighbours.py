@@ -13,7 +13,7 @@ from controller.core.fits import PRIOR_SHAPE
 from controller.core.peaks import Atom, Ladder
 
 COLD_SPREAD = 1.0  # log; what is believed around the middle of few categories
-COLD_RUNS = 1.5  # categories that this belief counts for
+COLD_RUNS = 3.0  # categories that this belief counts for
 DECLARED_WIDTH = 0.3  # log; how far apart declarations are still alike
 DECLARED_FLOOR = 0.3  # what a category counts whose declaration is unlike
 KERNEL = (-0.2, 0.0, 0.2)  # log; a category like another is not the same

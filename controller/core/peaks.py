@@ -42,10 +42,6 @@ class Prices:
     lost_bytes: float  # a lost nanosecond costs as much as holding this for a nanosecond
     failure_ns: float  # each failure costs this much lost runtime in addition
 
-    def times(self, factor: float) -> Prices:
-        """Return that many times the prices."""
-        return Prices(self.lost_bytes * factor, self.failure_ns)
-
     def beside(self, scale_bytes: float, scale_ns: float) -> Prices:
         """Return the prices in units of the scales."""
         return Prices(self.lost_bytes / scale_bytes, self.failure_ns / scale_ns)

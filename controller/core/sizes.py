@@ -49,9 +49,9 @@ class SizingLimits:
     errors_max: int = 128  # of other categories, of each guess at each stage
     pending_max: int = 16  # ends out of memory that no success has answered yet, of a category
     default_bytes: int = GIB
-    lost_price: float = 1.3  # an hour lost costs as much as this many hours of an average task
-    failure_price: float = 1.0  # beside it, each failure, in runtimes of an average task
-    doubt: float = 1.5  # runs that the experience with other categories counts for
+    lost_price: float = 0.65  # an hour lost costs as much as this many hours of an average task
+    failure_price: float = 2.0  # beside it, each failure, in runtimes of an average task
+    doubt: float = 1.0  # runs that the experience with other categories counts for
 
 
 @dataclass(frozen=True, slots=True)

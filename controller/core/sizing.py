@@ -39,7 +39,6 @@ RUNTIME_MIN_NS = 1_000_000
 NEWS_SHARE = 25
 DECLARED_MAX = 64  # declarations kept of a category
 LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories without a run
-COLD_PRICE = 0.5  # of lost runtime, for a category without a run: an early failure teaches
 # What ends first is short and small: so many of the longest runs at this share of the default are
 # taken to have ended as well, when it is asked what a task holds on average.
 EARLY_RUNS = 3.0
@@ -331,7 +330,7 @@ class Sizing:
             if len(known.ladders) >= 16 * LADDERS_MAX:
                 known.ladders.clear()
             atoms = known.atoms(*key)
-            known.ladders[key] = ladder_over(atoms, self._prices().times(COLD_PRICE))
+            known.ladders[key] = ladder_over(atoms, self._prices())
         ladder = known.ladders[key]
         low, high = ladder.within()
         told = (

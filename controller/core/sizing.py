@@ -43,6 +43,7 @@ LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories wit
 # taken to have ended as well, when it is asked what a task holds on average.
 EARLY_RUNS = 3.0
 EARLY_SHARE = 0.5
+DECLARED_OVER = 3.0  # people declare at least so many times what they use
 DOUBLINGS = 20  # of a size of which nothing is known
 PILOT_SPREAD = 0.3
 PILOT_GROWTH = (1.2, 3.0)  # what a running sibling may still grow by
@@ -164,7 +165,7 @@ class Sizing:
         category = self._categories.get(ask.category)
         if found is None:
             declared = ask.declared_bytes
-            chosen = float(declared or self.limits.default_bytes)
+            chosen = declared / DECLARED_OVER if declared else float(self.limits.default_bytes)
             basis = Basis.DECLARED if declared else Basis.DEFAULT
             found = self._unknown(ask)
             told = found.told
@@ -361,8 +362,11 @@ class Sizing:
         # It doubles: no step has more to speak for it.
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))
-        said = f"declared {told_bytes(base)}" if ask.declared_bytes else "nothing is declared"
-        return _Outlook(ladder, base, 1.0, Basis.DEFAULT, f"{said} and nothing is learned yet")
+        told = "nothing is declared and nothing is learned yet"
+        if ask.declared_bytes:
+            first = told_bytes(base / DECLARED_OVER)
+            told = f"declared {told_bytes(base)} and nothing is learned yet; {first} is tried first"
+        return _Outlook(ladder, base, 1.0, Basis.DEFAULT, told)
 
 
 def _censored(atoms: Floats, reached: float) -> Floats:

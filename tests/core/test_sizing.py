@@ -144,12 +144,15 @@ def test_a_size_changes_only_with_the_version(
         assert sizing.version(ask.category) >= before
 
 
-def test_nothing_learned_gives_what_is_declared_or_the_default() -> None:
+def test_nothing_learned_gives_a_third_of_what_is_declared_or_the_default() -> None:
     sizing = Sizing()
     size = sizing.size(Ask("blast"), NODE_BYTES)
     assert (size.memory_bytes, size.basis) == (GIB, Basis.DEFAULT)
     declared = sizing.size(Ask("blast", declared_bytes=300 * MIB), NODE_BYTES)
-    assert (declared.memory_bytes, declared.basis) == (300 * MIB, Basis.DECLARED)
+    assert (declared.memory_bytes, declared.basis) == (100 * MIB, Basis.DECLARED)
+    ask = Ask("blast", declared_bytes=300 * MIB)
+    step = sizing.size_after_out_of_memory(ask, declared.memory_bytes, 1, NODE_BYTES)
+    assert step.memory_bytes == 300 * MIB
 
 
 def test_the_fifth_of_equal_runs_is_sized_within_30_per_cent() -> None:

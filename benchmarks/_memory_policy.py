@@ -201,7 +201,10 @@ class Controller:
             if self._waits_for_pilots(line, on_node):
                 continue
             expected = expected_first(self._peaks(line.work), policy.growth)
-            first = reserved_first(self._size(line.work), expected, policy.growth)
+            size = self._known(line.work)[1]
+            first = size.memory_bytes
+            if size.basis is not Basis.DECLARED:
+                first = reserved_first(first, expected, policy.growth)
             if line.need_bytes:
                 first = max(first, expected.peak_bytes, line.need_bytes)
             first = min(first, node.capacity_bytes)
@@ -216,9 +219,6 @@ class Controller:
             return False
         count = sum(attempt.work.category == category for attempt in on_node)
         return count >= self.policy.pilots
-
-    def _size(self, work: Work) -> int:
-        return self._known(work)[1].memory_bytes
 
     def _peaks(self, work: Work) -> Peaks | None:
         return self._known(work)[2]
@@ -238,7 +238,7 @@ class Controller:
             return sorted(self.waiting, key=lambda line: line.work.task_id)
         return sorted(
             self.waiting,
-            key=lambda line: (-self._size(line.work), line.work.task_id),
+            key=lambda line: (-self._known(line.work)[1].memory_bytes, line.work.task_id),
         )
 
     def _place(

@@ -209,6 +209,8 @@ class Learning:
         """Return what is set aside at first of a size that a task may outgrow, and why."""
         if need.reached_bytes:
             return size.memory_bytes, ""
+        if size.basis is Basis.DECLARED and not need.whole:
+            return size.memory_bytes, ""  # a share of the declaration already
         first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
         if need.whole:
             whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)

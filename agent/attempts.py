@@ -189,6 +189,7 @@ class Attempts:
             own_limit=exit_.own_limit,
             node_full=exit_.node_full,
             memory_short=self.memory_was_short(),
+            # Asked only where it matters: it reads the kernel's files.
             memory_refused=exit_.exit_code != 0 and self.memory_was_refused(),
             oomd_kill=exit_.oomd_kill,
         )

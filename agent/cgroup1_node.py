@@ -17,11 +17,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cgroupfs import GroupFile, write
-from agent.group import EnforcementError, NodeMemory, gap_bytes
+from agent.group import GAP_SHARE, EnforcementError, NodeMemory, gap_bytes
 from agent.held import V1, HeldMemory, NodeHeld
 
 LOG = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ LOWERINGS_MAX = 12  # each leaves twice as much room above use as the one before
 LOWERING_STEP_BYTES = 1 << 20
 # The kernel charges processors some pages ahead, so the highest use may lie a little below the end.
 HIGHEST_SLACK_BYTES = 1 << 20
-# Page cache reaches the end as well and gives way; what is held must have been this near to it.
-HELD_NEAR_SHARE = 1 / 8
+# Page cache reaches the end as well and gives way: what is held must have been nearer to it than
+# twice the gap that the guard keeps, which is what use can rise by between two looks.
+HELD_NEAR_SHARE = 2 * GAP_SHARE
 
 
 class OomEvents:
@@ -87,6 +89,7 @@ class Cgroup1Node:
         self._control = GroupFile(base / "memory.oom_control", "under_oom")
         self._highest = GroupFile(base / "memory.max_usage_in_bytes")
         self._used_before_bytes = 0  # at the last reading
+        self._refused_at_ns: int | None = None
         self._stall_fd: int | None = None
         self._counter: OomEvents | None = None
         try:
@@ -159,8 +162,9 @@ class Cgroup1Node:
         capacity_bytes = self._capacity_bytes
         limit_bytes = None if capacity_bytes is None else capacity_bytes - gap_bytes(capacity_bytes)
         used_bytes = self._held.read(groups)
-        refused = stalled or self._reached_its_end(used_bytes)
-        return NodeMemory(used_bytes, limit_bytes, stalled, refused)
+        if stalled or self._reached_its_end(used_bytes):
+            self._refused_at_ns = time.monotonic_ns()
+        return NodeMemory(used_bytes, limit_bytes, stalled, self._refused_at_ns)
 
     def _reached_its_end(self, used_bytes: int) -> bool:
         """Say whether the capacity was reached since the last call, by what cannot be reclaimed."""

@@ -43,14 +43,15 @@ class NodeMemory:
 
     `used_bytes` cannot be reclaimed. `limit_bytes` is what they should stay below, a gap below the
     capacity in force; None without one. `stalled`: the end is reached, and tasks that ask for more
-    wait until something is freed. `refused`: since the last reading the end was reached, so that a
-    system call may have failed for want of memory, which nothing else tells of.
+    wait until something is freed. `refused_at_ns`: when a reading last showed (by the monotonic
+    clock) that the end had been reached, so that a system call may have failed for want of memory,
+    of which nothing else tells; None: not so far.
     """
 
     used_bytes: int
     limit_bytes: int | None
     stalled: bool
-    refused: bool = False
+    refused_at_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

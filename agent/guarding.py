@@ -150,13 +150,12 @@ class Guarding:
     def memory_was_refused(self) -> bool:
         """Return whether the kernel refused the tasks memory within the last REFUSED_HOLDS_NS,
         noted or not yet."""
+        if self._guard is not None:
+            with contextlib.suppress(OSError):
+                self._note_refusal(self._running.node_memory())
         at_ns = self._refused_at_ns
         if at_ns is not None and self._clock_ns() - at_ns <= REFUSED_HOLDS_NS:
             return True
-        with contextlib.suppress(OSError):
-            if self._guard is not None and self._running.node_memory().refused:
-                self._refused_at_ns = self._clock_ns()
-                return True
         stall_fd = self._running.stall_fd() if self._guard is not None else None
         if stall_fd is None:
             return False
@@ -260,8 +259,7 @@ class Guarding:
 
         tasks = self._running.guarded(growth)
         own = self._running.node_memory()
-        if own.stalled or own.refused:
-            self._refused_at_ns = now_ns
+        self._note_refusal(own)
         bounds: list[tuple[int, int, float]] = []
         if own.limit_bytes is not None:
             own_growth = self._own_slope.add(now_ns, own.used_bytes)
@@ -283,6 +281,13 @@ class Guarding:
             psi_full_percent=self._kept_psi(now_ns),
             tasks=tasks,
         )
+
+    def _note_refusal(self, own: NodeMemory) -> None:
+        """Remember when the kernel last refused memory; called from both threads."""
+        found = [at_ns for at_ns in (self._refused_at_ns, own.refused_at_ns) if at_ns is not None]
+        if own.stalled:
+            found.append(self._clock_ns())
+        self._refused_at_ns = max(found, default=None)
 
     def _kept_machine(self, now_ns: int, own: NodeMemory) -> MemoryReading | None:
         """Return a reading of the machine, a little old when it is not the tighter bound by far."""

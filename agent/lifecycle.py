@@ -172,6 +172,7 @@ class Lifecycle:
             case _:
                 attempt = self.attempts.get(event.key) or Attempt(event.key)
                 TABLE[attempt.state, type(event)](self, attempt, event)
+        self._start_held()
         commands = tuple(self._commands)
         self._commands.clear()
         return commands
@@ -207,7 +208,8 @@ class Lifecycle:
             waits = held_back or key in self._held or self._other(key, LIVE) is not None
             assert attempt.state is not State.WAITING or waits
         assert all(self.attempts[key].state is State.WAITING for key in self._held)
-        taken = sum(a.assignment.cpus for a in self._living() if a.assignment is not None)
+        living = (self.attempts[key].assignment for key in self.live())
+        taken = sum(assignment.cpus for assignment in living if assignment is not None)
         assert abs(taken - self._cpus_taken) < CPUS_SLACK
         held = next(iter(self._held), None)
         if held is not None and not (self._leaving or self._intake_stopped):
@@ -421,19 +423,23 @@ class Lifecycle:
         else:
             self._report_end(attempt, end)
         self._start_waiting(attempt.key[0])
-        for key in tuple(self._held):
-            if not self._has_cpus(self.attempts[key]):
-                break  # in the order of arrival
-            self._start_waiting(key[0])
 
-    def _living(self) -> list[Attempt]:
-        return [attempt for attempt in self.attempts.values() if attempt.state in LIVE]
+    def _start_held(self) -> None:
+        """Start what was sent ahead, in the order of arrival, as far as there are CPUs."""
+        while (key := next(iter(self._held), None)) is not None:
+            self._start_waiting(key[0])
+            if key in self._held:
+                return
 
     def _has_cpus(self, attempt: Attempt) -> bool:
         """Say whether the live attempts leave CPUs for one that was sent ahead."""
         assert attempt.assignment is not None
         wanted = self._cpus_taken + attempt.assignment.cpus
         return self._cpus_taken <= 0 or wanted <= self.cpus + CPUS_SLACK
+
+    def _is_next(self, attempt: Attempt) -> bool:
+        """Say whether one that was sent ahead may start: the first of them, once it has CPUs."""
+        return next(iter(self._held)) == attempt.key and self._has_cpus(attempt)
 
     def _give_cpus_back(self, attempt: Attempt) -> None:
         self._held.pop(attempt.key, None)
@@ -450,7 +456,7 @@ class Lifecycle:
             attempt = self.attempts[key]
             if attempt.state is State.WAITING and self._other(key, LIVE) is None:
                 assert attempt.assignment is not None
-                if key in self._held and not self._has_cpus(attempt):
+                if key in self._held and not self._is_next(attempt):
                     continue
                 self._held.pop(key, None)
                 self._cpus_taken += attempt.assignment.cpus

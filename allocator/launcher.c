@@ -3,7 +3,7 @@
  *
  *     mass-launcher PARENT_PID           (a SOCK_SEQPACKET socket on descriptor 3)
  *
- * Joining a cgroup takes 14 to 20 ms and exec half a one, so the agent has launchers made ahead of
+ * Joining a cgroup takes 14 to 20 ms and exec half of one, so the agent has launchers made ahead of
  * time. This process is executed once and forks for each packet it is sent: 'P', then the paths of
  * the cgroup.procs files to join, each followed by NUL, and one socket beside them. It answers with an
  * int32, the pid or a negative errno, and ends when the agent closes its end. What it forks are
@@ -221,7 +221,8 @@ static void put_at(const char *step, int descriptor, int file)
     }
 }
 
-/* Do once what every forked launcher inherits. */
+/* Do once what every forked launcher inherits. A step that fails ends this process; the agent learns
+ * no more than that. */
 static void prepare(pid_t parent)
 {
     if (fcntl(SOCKET_FD, F_SETFD, FD_CLOEXEC) != 0) {

@@ -38,7 +38,7 @@ EXEC_TIMEOUT_SECONDS = 20.0
 REFILL_PAUSES_SECONDS = (0.2, 1.0, 5.0, 30.0)  # after the first, second, ... failure to park
 STARTS_MAX = 2  # one launcher that died parked is answered by one new launcher
 
-FORK_TIMEOUT_SECONDS = 5.0  # a fork takes 0.1 ms
+FORK_TIMEOUT_SECONDS = 5.0  # 0.1 ms as a rule; the loop stands still meanwhile
 
 _FORK, _READY, _EXEC, _FAILED = b"P", b"R", b"E", b"F"
 _SOCKET_FD = 3
@@ -237,25 +237,30 @@ class ForkServer:
 
         Raises:
             LauncherMissing: the program is not there or cannot be run.
-            StepFailed: the kernel cannot fork now.
-            LauncherDied: the server died twice in a row, or does not answer.
+            StepFailed: the kernel cannot fork now, or not in time.
+            LauncherDied: the server died twice in a row.
         """
         order = _FORK + b"".join(os.fsencode(path) + b"\0" for path in join_paths)
+        try:
+            return self._fork(order)
+        except LauncherDied:
+            # What it may have forked meanwhile finds its socket closed and ends. Nobody knows its
+            # pid, so it stays a zombie until this process ends.
+            return self._fork(order)
+
+    def _fork(self, order: bytes) -> tuple[ChildProcess, socket.socket]:
+        # One pair for each try: two launchers at one socket would share what is sent to it.
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                try:
-                    pid = self._ask(order, theirs)
-                except LauncherDied:
-                    # What it may have forked meanwhile finds its socket closed, and ends.
-                    pid = self._ask(order, theirs)
-                if pid < 0:
-                    raise StepFailed("fork", -pid)
-            except BaseException:
-                ours.close()
-                raise
-        ours.setblocking(False)
-        return ChildProcess(pid), ours
+        try:
+            with theirs:
+                pid = self._ask(order, theirs)
+            if pid < 0:
+                raise StepFailed("fork", -pid)
+            ours.setblocking(False)
+            return _adopt(pid), ours
+        except BaseException:
+            ours.close()
+            raise
 
     def close(self) -> None:
         """End the server; launchers and tasks stay."""
@@ -275,9 +280,16 @@ class ForkServer:
         try:
             socket.send_fds(self._channel, [order], [theirs.fileno()])
             answer = self._channel.recv(4)
-        except OSError as error:  # it is gone, or says nothing in time
+        except TimeoutError as error:
+            # It may still fork, so another try could make two.
+            self.close()
+            raise StepFailed("fork", errno.ETIMEDOUT) from error
+        except OSError as error:
             self.close()
             raise LauncherDied(f"{self._executable} does not fork: {error}") from error
+        except BaseException:
+            self.close()  # its answer is not read: the next one would be taken for it
+            raise
         if len(answer) < 4:
             self.close()
             raise LauncherDied(f"{self._executable} has ended")
@@ -302,7 +314,21 @@ class ForkServer:
         finally:
             theirs.close()
         ours.settimeout(FORK_TIMEOUT_SECONDS)
-        self._process, self._channel = ChildProcess(pid), ours
+        try:
+            self._process, self._channel = _adopt(pid), ours
+        except BaseException:
+            ours.close()
+            raise
+
+
+def _adopt(pid: int) -> ChildProcess:
+    """Return the child; one that cannot be held by a pidfd is ended and collected."""
+    try:
+        return ChildProcess(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # not collected yet, so the pid is still its own
+        os.waitpid(pid, 0)
+        raise
 
 
 class ParkedLauncher(Generic[PlaceT]):
@@ -473,8 +499,13 @@ class LauncherPool(Generic[PlaceT]):
         Raises:
             LauncherError: the first one could not be parked; nothing is left running.
         """
-        for _ in range(self._parked_wanted):
-            self._add(await self._park())
+        try:
+            for _ in range(self._parked_wanted):
+                self._add(await self._park())
+        except BaseException:
+            if not self._parked:
+                self._server.close()
+            raise
 
     async def start(
         self, prepare_request: Callable[[PlaceT], Request]
@@ -513,10 +544,12 @@ class LauncherPool(Generic[PlaceT]):
             launcher = self._parked.popleft()
             launcher.process.forget_end()
             self._dismiss(launcher)
-        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
-            while self._leaving:
-                await asyncio.sleep(0.001)
-        self._server.close()
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+                while self._leaving:
+                    await asyncio.sleep(0.001)
+        finally:
+            self._server.close()
 
     async def _take(self) -> ParkedLauncher[PlaceT]:
         if not self._parked:
@@ -530,7 +563,7 @@ class LauncherPool(Generic[PlaceT]):
         place = self._prepare()
         try:
             launcher = ParkedLauncher.fork(place, self._server)
-        except LauncherError:
+        except BaseException:  # no descriptor is left, for example
             self._discard(place)
             raise
         try:

@@ -88,7 +88,7 @@ MemoryLimitsOption = Annotated[
 OvercommitShareOption = Annotated[
     str | None,
     typer.Option(
-        "--overcommit-share", metavar="0..1", help="Of expected growth, promised twice. [0.5]"
+        "--overcommit-share", metavar="0..1", help="Of expected growth, promised twice. [0.35]"
     ),
 ]
 

@@ -77,6 +77,7 @@ class Cluster:
         self.accounts = Accounts()
         self.category_tasks: dict[str, int] = {}  # how many of each are placed
         self.brief: set[int] = set()  # placed tasks that were expected to end soon
+        self.ahead: set[int] = set()  # placed tasks that their nodes hold until there are CPUs
         self.draining: set[str] = set()  # nodes that wait for their last task
         self.memory_reservations: dict[int, MemoryReservation] = {}
         self.memory_handles: dict[int, int] = {}  # reservation id -> handle in the ledger
@@ -166,7 +167,10 @@ class Cluster:
         if self.learning.is_brief(task.spec):
             self.brief.add(task.id)
         else:
-            self.table.others[record.slot] += 1
+            self.table.long_tasks[record.slot] += 1
+        if task.is_ahead:
+            self.ahead.add(task.id)
+            self.table.held[record.slot] += 1
 
     def _leave_node(self, task: Task) -> None:
         record = self.nodes[task.node_id]
@@ -182,10 +186,20 @@ class Cluster:
         if task.id in self.brief:
             self.brief.discard(task.id)
         else:
-            self.table.others[record.slot] -= 1
+            self.table.long_tasks[record.slot] -= 1
+        if task.is_ahead:
+            self.ahead.discard(task.id)
+            self.table.held[record.slot] -= 1
         # Not below zero by a rounding error, and exactly zero when nothing is left.
         left = float(self.table.cpus_used[record.slot]) - task.spec.cpus
         self.table.cpus_used[record.slot] = max(0.0, left) if record.task_ids else 0.0
+
+    def note_not_brief(self, node_id: str) -> None:
+        """Note that what runs on a node was not brief: nothing brief is sent ahead behind it."""
+        record = self.nodes[node_id]
+        for task_id in record.task_ids & self.brief - self.ahead:
+            self.brief.discard(task_id)
+            self.table.long_tasks[record.slot] += 1
 
     def silent_tasks(self, now_ns: int) -> dict[str, int]:
         """Return by category how many placed tasks were not measured lately. One pass over them."""
@@ -586,6 +600,8 @@ class Cluster:
         assert self.ledger.reserved_bytes[slot] == reserved_bytes
         assert self.ledger.capacity_bytes[slot] == self._capacity(record)
         assert abs(float(self.table.cpus_used[slot]) - sum(spec.cpus for spec in specs)) < 1e-6
+        assert self.table.long_tasks[slot] == len(record.task_ids - self.brief)
+        assert self.table.held[slot] == len(record.task_ids & self.ahead)
 
 
 def with_state(task: Task, state: TaskState, code: str = "", reason: str = "") -> Task:

@@ -28,7 +28,9 @@ from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
 OFFER_KEPT_NS = 30 * SECOND_NS  # of what first attempts go by
-STEP_KEPT_NS = 600 * SECOND_NS  # of what the step after an end out of memory waits for
+# Of what the step after an end out of memory waits for: long enough for a neighbour's batch job to
+# end, and short beside running into the same wall five times.
+STEP_KEPT_NS = 600 * SECOND_NS
 DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
 # A size from one of these is a guess about a category of which nothing was seen.
 GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
@@ -106,6 +108,7 @@ class Learning:
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
         self._lately = _Most(OFFER_KEPT_NS)  # what an open node could give; 0: not known
         self._hoped = _Most(STEP_KEPT_NS)  # or what a closed one may give again
+        self._capacity_bytes = 0  # of the largest node
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -113,24 +116,28 @@ class Learning:
         self.limits = limits
         self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
         self.curves.policy = self.policy
-        self._decisions: dict[Need, tuple[tuple[int, int, int], Decision]] = {}
+        self._decisions: dict[Need, tuple[tuple[int, int, int, int], Decision]] = {}
 
-    def offer(self, now_ns: int, open_bytes: int, closed_bytes: int = 0) -> None:
-        """Take in the most that some open node could give with no task on it, now, and what one
-        that is closed may give again.
+    def offer(
+        self, now_ns: int, open_bytes: int, closed_bytes: int = 0, capacity_bytes: int = 0
+    ) -> None:
+        """Take in the most that some open node could give with no task on it, now, what one that
+        is closed may give again, and the largest capacity of all.
 
         Sizes go no further than the most of the last while: what others use on a node for a moment,
         or a task that has just ended, must not make every size small.
         """
         self._lately.take(now_ns, open_bytes)
         self._hoped.take(now_ns, max(open_bytes, closed_bytes))
+        self._capacity_bytes = max(open_bytes, closed_bytes, capacity_bytes)
 
     # --- asking ---
 
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
         version = self.sizing.version(need.category)
-        stamp = (version, self._lately.bytes, self._hoped.bytes if need.reached_bytes else 0)
+        hoped_bytes = self._hoped.bytes if need.reached_bytes else 0
+        stamp = (version, self._lately.bytes, hoped_bytes, self._capacity_bytes)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -186,9 +193,11 @@ class Learning:
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
             reason += "; no more than its own limit"
-        if size.basis in UNSEEN and (need.declared_bytes or 0) > most_bytes:
+        capacity_bytes = self._capacity_bytes or most_bytes
+        if size.basis in UNSEEN and (need.declared_bytes or 0) > capacity_bytes:
             # Its user may know better than we: it waits for a larger node, and says so.
             size_bytes = need.declared_bytes or 0
+            reason += "; all of it is waited for, as no node is that large"
         peak_bytes = max(expected.peak_bytes, need.used_bytes)
         return Decision(size_bytes, peak_bytes, size.basis, reason)
 
@@ -209,14 +218,15 @@ class Learning:
         """Return what is set aside at first of a size that a task may outgrow, and why."""
         if need.reached_bytes:
             return size.memory_bytes, ""
-        if size.basis is Basis.DECLARED and not need.whole:
-            return size.memory_bytes, ""  # a share of the declaration already
-        first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
+        first_bytes, told = size.memory_bytes, ""  # of a declaration it is a share already
+        if size.basis is not Basis.DECLARED:
+            first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
+            share = 100.0 * self.policy.rest_share
+            told = f"; {share:.0f} % of what is expected is set aside at first"
         if need.whole:
             whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
             return whole_bytes, "; all it is expected to use, as the guard ended it before"
-        share = 100.0 * self.policy.rest_share
-        return first_bytes, f"; {share:.0f} % of what is expected is set aside at first"
+        return first_bytes, told
 
     def _expected_first(self, ask: Ask) -> Expectation:
         return expected_first(self.sizing.peaks(ask), self.policy)

@@ -83,8 +83,8 @@ class Limits:
     brief_ns: int = 100 * MILLISECOND_NS  # the longest of its latest runs
     brief_runs_min: int = 8
     ahead_per_cpu: int = 8  # 0 sends nothing ahead
-    ahead_held_max_ns: int = 2 * SECOND_NS  # then it is called back, and for a while
-    ahead_pause_ns: int = 30 * SECOND_NS  # nothing is sent ahead to that node
+    ahead_held_max_ns: int = 2 * SECOND_NS  # what is held for longer is called back
+    ahead_pause_ns: int = 30 * SECOND_NS  # after that nothing is sent ahead to its node
 
     # A task that others have overtaken for this long gets a node kept free for it.
     overtaken_max_ns: int = 30 * SECOND_NS

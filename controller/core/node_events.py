@@ -171,14 +171,14 @@ def _reconcile(cluster: Cluster, record: NodeRecord, event: NodeJoined) -> Comma
 def call_back_held(cluster: Cluster, now_ns: int) -> Commands:
     """Call back what was sent ahead and has waited too long: what runs there was not brief."""
     commands: Commands = []
-    for slot in cluster.table.overfull_slots():
-        node_id = cluster.table.ids[slot]
-        assert node_id is not None
-        for task_id in sorted(cluster.nodes[node_id].task_ids):
-            task = cluster.tasks[task_id]
-            if task.is_ahead and now_ns - task.assigned_at_ns >= cluster.limits.ahead_held_max_ns:
-                cluster.table.ahead_from_ns[slot] = now_ns + cluster.limits.ahead_pause_ns
-                commands.append(SendStop(node_id, task.id, task.attempt, 0, only_held=True))
+    for task_id in sorted(cluster.ahead):
+        task = cluster.tasks[task_id]
+        if now_ns - task.assigned_at_ns < cluster.limits.ahead_held_max_ns:
+            continue
+        cluster.note_not_brief(task.node_id)
+        slot = cluster.nodes[task.node_id].slot
+        cluster.table.ahead_from_ns[slot] = now_ns + cluster.limits.ahead_pause_ns
+        commands.append(SendStop(task.node_id, task.id, task.attempt, 0, only_held=True))
     return commands
 
 

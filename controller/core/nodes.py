@@ -15,7 +15,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-CPUS_SLACK = 1e-6  # fractions of CPUs are added up
 MATCHING_KEPT_MAX = 1_000  # constraints; beyond it they are worked out anew
 
 
@@ -58,7 +57,8 @@ class NodeTable:
         self.gpus = np.zeros(nodes_max, dtype=np.int64)
         self.gpus_used = np.zeros(nodes_max, dtype=np.int64)
         self.reservations = np.zeros(nodes_max, dtype=np.int64)  # for what is no task
-        self.others = np.zeros(nodes_max, dtype=np.int64)  # tasks here that are not brief
+        self.long_tasks = np.zeros(nodes_max, dtype=np.int64)  # tasks here that are not brief
+        self.held = np.zeros(nodes_max, dtype=np.int64)  # sent ahead, and not started yet
         self.holds_ahead = np.zeros(nodes_max, dtype=np.bool_)  # its agent does
         self.ahead_from_ns = np.zeros(nodes_max, dtype=np.int64)  # nothing is sent ahead before
         self.freed_bytes = np.zeros(nodes_max, dtype=np.int64)  # by ended tasks, since the sample
@@ -116,7 +116,9 @@ class NodeTable:
             and record.node.scheduling is Scheduling.ENABLED
         )
         self.reopens[record.slot] = (
-            not self.open[record.slot] and record.state is not NodeState.DOWN
+            not self.open[record.slot]
+            and record.state is not NodeState.DOWN
+            and record.node.scheduling is Scheduling.ENABLED
         )
 
     def take_changed(self) -> list[str]:
@@ -138,7 +140,8 @@ class NodeTable:
         self.gpus_used[slot] = 0
         self.intake_stopped[slot] = False
         self.freed_bytes[slot] = 0
-        self.others[slot] = 0
+        self.long_tasks[slot] = 0
+        self.held[slot] = 0
         self.holds_ahead[slot] = False
         self.ahead_from_ns[slot] = 0
         del self._facts[slot]
@@ -169,23 +172,13 @@ class NodeTable:
         else:
             self.freed_bytes[slot] = 0
 
-    def overfull_slots(self) -> list[int]:
-        """Return the slots of nodes whose tasks ask more CPUs than there are: some are held."""
-        count = self.count
-        over = self.cpus_used[:count] > self.cpus[:count] + CPUS_SLACK
-        return [int(slot) for slot in np.flatnonzero(over)]
-
-    def is_overfull(self, slot: int) -> bool:
-        """Say whether the tasks there ask more CPUs than there are."""
-        return bool(self.cpus_used[slot] > self.cpus[slot] + CPUS_SLACK)
-
     def ahead_cpus(self, now_ns: int, per_cpu: int) -> Floats:
         """Return by slot how many CPUs brief tasks may ask beyond those there are.
 
         Only where all tasks are brief: behind a long one they would wait for long.
         """
         count = self.count
-        may = self.holds_ahead[:count] & (self.others[:count] == 0)
+        may = self.holds_ahead[:count] & (self.long_tasks[:count] == 0)
         may &= self.ahead_from_ns[:count] <= now_ns
         return np.where(may, self.cpus[:count] * per_cpu, 0.0)
 

@@ -295,6 +295,7 @@ class _Round:
             return None
         offers = self.offers
         mask = feasible(offers, replace(shape, cpus=-math.inf), self.kept)
+        mask &= offers.cpus >= shape.cpus
         mask &= offers.cpus_free + offers.ahead >= shape.cpus
         if not mask.any():
             self.sends_ahead = bool((offers.cpus_free + offers.ahead > 0).any())
@@ -351,7 +352,8 @@ def place(
             ordered.skip_line()
             continue
         slot, ahead = walk.choose(shape), False
-        if slot is None and quotas.is_brief(task_id):
+        # Held ones count as running, so they leave half of that bound to others.
+        if slot is None and len(result.placed) < room // 2 and quotas.is_brief(task_id):
             slot, ahead = walk.choose_ahead(shape), True
         if slot is None:
             walk.refuse(shape)
@@ -415,16 +417,17 @@ def able_when_empty(offers: Offers, shape: Shape) -> Bools:
     return able
 
 
-def largest_sizes_bytes(offers: Offers) -> tuple[int, int]:
-    """Return the most that a learned size may be: what some open node could give when empty, and
-    what some closed one may give again; 0 where there is none.
+def largest_sizes_bytes(offers: Offers) -> tuple[int, int, int]:
+    """Return the most that a learned size may be: what some open node could give when empty, what
+    some closed one may give again, and the largest capacity of all; 0 where there is none.
 
-    In steps of a 32nd of a node's capacity, so that sizes do not change with each sample.
+    The first in steps of a 32nd of a node's capacity, so that sizes do not change with each sample.
     """
     step = np.maximum(offers.capacity // 32, 1)
     fits = np.minimum(offers.when_empty, offers.capacity) // step * step
     again = offers.capacity[offers.reopens].max(initial=0) if len(offers.reopens) else 0
-    return int(fits[offers.open].max(initial=0)), int(again)
+    largest = offers.capacity.max(initial=0)
+    return int(fits[offers.open].max(initial=0)), int(again), int(largest)
 
 
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:

@@ -159,7 +159,8 @@ def _columns(cluster: Cluster, memory: MemoryView, now_ns: int) -> Callable[[str
         if name == "mem_reserved":
             return _where_used(memory, memory.reserved)
         if name == "tasks_running":
-            tasks = cluster.ledger.count[:count] - cluster.table.reservations[:count]
+            table = cluster.table
+            tasks = cluster.ledger.count[:count] - table.reservations[:count] - table.held[:count]
             return _where_used(memory, tasks)
         return cluster.history.latest(name, now_ns)
 

@@ -43,7 +43,8 @@ LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories wit
 # taken to have ended as well, when it is asked what a task holds on average.
 EARLY_RUNS = 3.0
 EARLY_SHARE = 0.5
-DECLARED_OVER = 3.0  # people declare at least so many times what they use
+# A declaration is taken to be so many times the use: the least of those that declare too much.
+DECLARED_OVER = 3.0
 DOUBLINGS = 20  # of a size of which nothing is known
 PILOT_SPREAD = 0.3
 PILOT_GROWTH = (1.2, 3.0)  # what a running sibling may still grow by
@@ -176,7 +177,9 @@ class Sizing:
             if chosen <= most:
                 chosen = found.after(most)
                 told = f"{told}; one of {ask.category} ran out of memory at {told_bytes(most)}"
-        if basis not in {Basis.DEFAULT, Basis.DECLARED}:
+        if basis is Basis.DECLARED:
+            told = f"{told}; {told_bytes(chosen)} is tried first"
+        elif basis is not Basis.DEFAULT:
             told = f"{told}; {told_bytes(chosen)} is expected to cost least"
         return _sized(chosen, memory_max_bytes, basis, told)
 
@@ -362,11 +365,8 @@ class Sizing:
         # It doubles: no step has more to speak for it.
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))
-        told = "nothing is declared and nothing is learned yet"
-        if ask.declared_bytes:
-            first = told_bytes(base / DECLARED_OVER)
-            told = f"declared {told_bytes(base)} and nothing is learned yet; {first} is tried first"
-        return _Outlook(ladder, base, 1.0, Basis.DEFAULT, told)
+        said = f"declared {told_bytes(base)}" if ask.declared_bytes else "nothing is declared"
+        return _Outlook(ladder, base, 1.0, Basis.DEFAULT, f"{said} and nothing is learned yet")
 
 
 def _censored(atoms: Floats, reached: float) -> Floats:

@@ -123,11 +123,16 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
     task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
-        if code != NODE_DRAINED and not (code == AHEAD and _was_called_back(cluster, task)):
+        held_ns = event.at_ns - task.assigned_at_ns
+        called_back = code == AHEAD and held_ns >= cluster.limits.ahead_held_max_ns
+        if code != NODE_DRAINED and not called_back:
             cluster.close_leaving(task.node_id, event.at_ns)
         return commands + _requeue_or_end(cluster, task, code, reason, event.at_ns)
     if outcome is TaskState.OUT_OF_MEMORY:
-        return commands + after_out_of_memory(cluster, task, ended, code, event.at_ns)
+        # Nobody was killed: it failed while memory was refused, maybe for another reason.
+        harmed = event.oom_kill_count or event.start_error
+        doubtful = cause is OomCause.BYSTANDER and not harmed
+        return commands + after_out_of_memory(cluster, task, ended, code, event.at_ns, doubtful)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
     if outcome is TaskState.FAILED and task.failures < task.spec.retries and not task.cancelled:
         again = f"attempt {task.attempt} {reason}; retry {task.failures + 1} of {task.spec.retries}"
@@ -138,10 +143,6 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
     if outcome is TaskState.FAILED:
         task = replace(task, failures=task.failures + 1)
     return commands + end(cluster, task, outcome, code, reason, ended_at_ns)
-
-
-def _was_called_back(cluster: Cluster, task: Task) -> bool:
-    return bool(cluster.table.ahead_from_ns[cluster.nodes[task.node_id].slot])
 
 
 def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
@@ -162,16 +163,21 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.stopped and task.reason_code == NODE_DRAINED:
         return TaskState.LOST, NODE_DRAINED, f"node {task.node_id} was drained"
     if event.stopped and task.is_ahead and not event.started_at_ns:
-        return TaskState.LOST, AHEAD, f"the CPUs of node {task.node_id} stayed taken"
+        return TaskState.LOST, AHEAD, f"node {task.node_id} gave it back before it had CPUs for it"
     if event.stopped:
         return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} ended it unasked"
     if event.exit_code == 0:
         return TaskState.SUCCEEDED, "", ""
-    if event.signal is not None:
-        return TaskState.FAILED, "SIGNAL", f"ended by signal {_signal_name(event.signal)}"
-    if event.exit_code is None:
-        return TaskState.FAILED, "EXIT_CODE", "ended in a way that its agent could not see"
-    return TaskState.FAILED, "EXIT_CODE", f"exited with code {event.exit_code}"
+    return (TaskState.FAILED, *_failure(event.exit_code, event.signal))
+
+
+def _failure(exit_code: int | None, signal: int | None) -> tuple[str, str]:
+    """Return with which word and sentence a task failed by itself."""
+    if signal is not None:
+        return "SIGNAL", f"ended by signal {_signal_name(signal)}"
+    if exit_code is None:
+        return "EXIT_CODE", "ended in a way that its agent could not see"
+    return "EXIT_CODE", f"exited with code {exit_code}"
 
 
 def _judge_unstarted(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
@@ -212,22 +218,27 @@ def _requeue_or_end(cluster: Cluster, task: Task, code: str, reason: str, now_ns
 
 
 def after_out_of_memory(
-    cluster: Cluster, task: Task, ended: Attempt, code: str, now_ns: int
+    cluster: Cluster, task: Task, ended: Attempt, code: str, now_ns: int, doubtful: bool
 ) -> Commands:
     """Run a task again that memory ended, if another attempt can fare better; else end it.
 
     By its own fault: with more memory, at most memory_requeues_max times; never where the limit
     it hit is its user's own, or its size is exact. By no fault of its own: with the same need a
-    little later, bounded by memory_spared_max alone. By a killer outside: the same, but counted
-    like its own fault, for a program that kills itself on a busy node looks like that. A cancelled
-    task, and one that must not be requeued, ends.
+    little later, bounded by memory_spared_max alone. By a killer outside, or where it is doubtful
+    that memory was the reason: the same, but counted like its own fault, for a program that fails
+    by itself on a busy node looks like that. A cancelled task, and one that must not be requeued,
+    ends.
     """
     reason = ended.reason
     own_fault = by_own_fault(ended)
-    counted = own_fault or ended.oom_cause is OomCause.OUTSIDE
+    counted = own_fault or ended.oom_cause is OomCause.OUTSIDE or doubtful
     hopeless = _hopeless(cluster, task, reached(ended) if own_fault else 0, counted)
     if hopeless is not None:
         reason += hopeless
+        if doubtful:
+            code, how = _failure(task.exit_code, task.signal)
+            reason = f"{how}{hopeless}"
+            return end(cluster, task, TaskState.FAILED, code, reason, ended.ended_at_ns)
         return end(cluster, task, TaskState.OUT_OF_MEMORY, code, reason, ended.ended_at_ns)
     again = f"attempt {task.attempt} {reason}"
     count, most = task.memory_requeues + 1, cluster.limits.memory_requeues_max

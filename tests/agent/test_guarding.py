@@ -52,7 +52,7 @@ class FakeNode:
     used: dict[Key, int] = field(default_factory=dict)
     capacity_bytes: int | None = GIB
     stalled: bool = False
-    refused: bool = False
+    refused_at_ns: int | None = None
     psi: float | None = None
     done: list[str] = field(default_factory=list)
     refuse: OSError | None = None
@@ -66,7 +66,9 @@ class FakeNode:
         return tuple(task(key, used, growth(key, used)) for key, used in self.used.items())
 
     def node_memory(self) -> NodeMemory:
-        return NodeMemory(sum(self.used.values()), self.capacity_bytes, self.stalled, self.refused)
+        return NodeMemory(
+            sum(self.used.values()), self.capacity_bytes, self.stalled, self.refused_at_ns
+        )
 
     def psi_full_percent(self) -> float | None:
         return self.psi
@@ -409,15 +411,15 @@ def test_refused_memory_is_remembered_for_a_while() -> None:
 
 def test_memory_refused_to_a_system_call_is_noted_once_it_shows() -> None:
     bench = Bench()
-    bench.node.refused = True
+    bench.node.refused_at_ns = bench.now_ns
     assert bench.guarding.memory_was_refused()  # asked before the guard has looked
-    bench.node.refused = False
+    bench.now_ns += REFUSED_HOLDS_NS
     assert bench.guarding.memory_was_refused()
-    bench.now_ns += REFUSED_HOLDS_NS + 1
+    bench.now_ns += 1
     assert not bench.guarding.memory_was_refused()
-    bench.node.refused = True
+    bench.node.refused_at_ns = bench.now_ns
     bench.guarding.look()
-    bench.node.refused = False
+    bench.node.refused_at_ns = None
     assert bench.guarding.memory_was_refused()
 
 

@@ -361,6 +361,36 @@ async def test_fork_server_that_died_is_replaced_and_nothing_is_lost(
     assert not is_running(server.pid)
 
 
+def test_server_that_dies_before_its_answer_leaves_no_two_launchers_at_one_socket() -> None:
+    server = ForkServer(launcher_path())
+    ended, ours = server.fork(())
+    with ours:
+        ours.setblocking(True)
+        assert ours.recv(1) == b"R"
+    ended.collect()
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGSTOP)  # it has the order, and then dies
+    assert server._channel is not None
+    process = server._process
+    asked: list[int] = []
+    real = server._ask
+
+    def ask(order: bytes, theirs: socket.socket) -> int:
+        asked.append(theirs.fileno())
+        if len(asked) == 1:
+            process.send_signal(signal.SIGKILL)
+        return real(order, theirs)
+
+    server._ask = ask  # type: ignore[method-assign]
+    launcher, channel = server.fork(())
+    with channel:
+        channel.setblocking(True)
+        assert len(asked) == 2
+        assert channel.recv(16) == b"R"  # of one launcher only
+    assert launcher.collect() == ExitStatus(0, None)
+    server.close()
+
+
 def test_order_that_is_not_sound_is_refused_and_the_server_goes_on() -> None:
     server = ForkServer(launcher_path())
     ours, theirs = socket.socketpair()

@@ -470,15 +470,19 @@ def test_what_is_sent_ahead_waits_for_cpus_in_the_order_of_arrival() -> None:
     feed(lifecycle, sent_ahead(1), sent_ahead(2, 0.5), sent_ahead(3, 1.0), sent_ahead(4, 0.5))
     start, wait = State.STARTING, State.WAITING
     # The fourth would fit beside the first two, but the third was here before.
-    assert states(lifecycle, 1, 2, 3, 4) == [start, start, wait, start]
-    feed(lifecycle, sent_ahead(5, 0.5))
-    assert states(lifecycle, 3, 5) == [wait, wait]
+    assert states(lifecycle, 1, 2, 3, 4) == [start, start, wait, wait]
     feed(lifecycle, Exited((2, 1), DONE))
-    assert states(lifecycle, 3, 5) == [wait, wait]  # half a CPU is no room for the next one
-    feed(lifecycle, StartFailed((4, 1), "exec: no such file"))
-    assert states(lifecycle, 3, 5) == [start, wait]
-    feed(lifecycle, Exited((1, 1), DONE))
-    assert states(lifecycle, 5) == [start]
+    assert states(lifecycle, 3, 4) == [start, wait]
+    feed(lifecycle, StartFailed((3, 1), "exec: no such file"))
+    assert states(lifecycle, 4) == [start]
+
+
+def test_one_that_is_gone_makes_room_for_those_held_behind_it() -> None:
+    lifecycle = Lifecycle(cpus=2.0)
+    feed(lifecycle, sent_ahead(1), sent_ahead(2, 2.0), sent_ahead(3))
+    assert states(lifecycle, 1, 2, 3) == [State.STARTING, State.WAITING, State.WAITING]
+    feed(lifecycle, Welcomed(0, ((2, 1),)))
+    assert states(lifecycle, 2, 3) == [State.UNKNOWN, State.STARTING]
 
 
 def test_task_larger_than_the_node_starts_once_nothing_else_runs() -> None:

@@ -104,6 +104,14 @@ def test_nothing_is_sent_ahead_of_a_task_that_waits_for_cpus(world: Harness) -> 
         assert counts(world, later) == (0, 0, 4)
 
 
+def test_task_larger_than_a_node_is_not_sent_ahead_to_it(world: Harness) -> None:
+    with world:
+        world.ready("n1", cpus=2.0, holds_ahead=True)
+        learn(world)
+        ids = world.submit(replace(BRIEF, cpus=4.0))
+        assert counts(world, ids) == (0, 0, 1)
+
+
 def test_one_that_no_node_can_ever_take_keeps_nobody_back(world: Harness) -> None:
     with world:
         world.ready("n1", cpus=2.0, holds_ahead=True)
@@ -131,8 +139,13 @@ def test_what_has_waited_too_long_is_called_back_and_runs_elsewhere(world: Harne
         world.started(also)  # its turn came meanwhile: the call was too late
         world.ended(also, peak="1MiB")
         assert world.states(also) == ["SUCCEEDED"]
+        world.cordon("n2")
+        world.advance("31s")
+        world.sample("n1")
         (later,) = world.submit(BRIEF)
-        assert world.task(later).node_id != "n1"  # nothing goes ahead there for a while
+        assert world.states(later) == ["PENDING"]  # nothing goes ahead behind what was not brief
+        world.ended(running, peak="1MiB", started_at_ns=world.now_ns - 10 * MILLISECOND_NS)
+        assert world.task(later).node_id == "n1"
 
 
 def test_agent_that_ends_what_it_held_unasked_is_leaving(world: Harness) -> None:
@@ -143,6 +156,29 @@ def test_agent_that_ends_what_it_held_unasked_is_leaving(world: Harness) -> None
         world.ended(held, stopped=True, unstarted=True)
         assert world.states(held) == ["PENDING"]
         assert world.cluster.nodes["n1"].leaving_until_ns > world.now_ns
+
+
+def test_what_is_held_does_not_count_as_running_in_rules(world: Harness) -> None:
+    with world:
+        world.ready("n1", cpus=2.0, holds_ahead=True)
+        learn(world)
+        world.submit(*[BRIEF] * 10)
+        metrics = world.scheduler.collect_metrics()
+        assert metrics.column("tasks_running").tolist() == [2.0]
+
+
+def test_call_back_before_a_restart_closes_no_node(world: Harness) -> None:
+    with world:
+        world.ready("n1", cpus=1.0, holds_ahead=True)
+        learn(world)
+        running, held = world.submit(BRIEF, BRIEF)
+        world.started(running)
+        world.advance("2s")
+        world.restart()
+        known = tuple(KnownAttempt(task_id, 1, ended=False) for task_id in (running, held))
+        world.ready("n1", cpus=1.0, holds_ahead=True, attempts=known)
+        world.ended(held, stopped=True, unstarted=True)
+        assert world.cluster.nodes["n1"].leaving_until_ns == 0
 
 
 def test_held_task_is_cancelled_like_any(world: Harness) -> None:

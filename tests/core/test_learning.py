@@ -167,6 +167,15 @@ def test_more_memory_is_as_much_as_may_be_hoped_for_and_within_its_own_limit() -
     assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 13 * GIB
 
 
+def test_declaration_that_fits_a_node_is_not_waited_for_beside_a_little_foreign_memory() -> None:
+    with Harness(ELASTIC) as world:
+        world.join("n1", total="16GiB")
+        world.sample("n1", used="6GiB")
+        (task_id,) = world.submit(spec("12GiB", name="large"))
+        assert world.states(task_id) == ["ASSIGNED"]
+        assert world.task(task_id).memory_size_bytes == 4 * GIB
+
+
 def test_declaration_beyond_every_node_stands_beside_what_others_used() -> None:
     with Harness(ELASTIC) as world:
         world.ready("n1", total="32GiB")

@@ -90,7 +90,7 @@ def test_small_moves_are_left_for_later() -> None:
 
 
 def test_restart_reserves_what_fits_of_what_is_saved() -> None:
-    with Harness(ELASTIC) as world:
+    with Harness(replace(ELASTIC, overcommit_share=0.5)) as world:
         world.ready("n1", total="16GiB")
         known_category(world, peak="4GiB")
         ids: list[int] = []

@@ -199,3 +199,17 @@ def test_memory_is_shown_as_people_read_it() -> None:
     assert [gibibytes(n) for n in (0, 1 << 20, 3 << 29, -(1 << 30))] == [
         "0 B", "1 MiB", "1.5 GiB", "-1 GiB"
     ]  # fmt: skip
+
+
+def test_failure_while_memory_was_refused_is_repeated_a_few_times_and_then_a_failure() -> None:
+    with Harness() as world:
+        world.ready("n1", total="32GiB")
+        (task_id,) = world.submit(spec("1GiB"))
+        for count in range(1, SMALL.memory_requeues_max + 1):
+            world.ended(task_id, exit_code=3, cause=OomCause.BYSTANDER)
+            assert world.task(task_id).memory_requeues == count
+            world.advance("2s")
+        world.ended(task_id, exit_code=3, cause=OomCause.BYSTANDER)
+        task = world.task(task_id)
+        assert task.state is TaskState.FAILED
+        assert task.reason == "exited with code 3; it was run again 5 times"

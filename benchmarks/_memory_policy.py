@@ -21,6 +21,7 @@ from controller.core.growth import (
     reserved_first,
     reserved_now,
 )
+from controller.core.learning import UNKNOWN_BASES
 from controller.core.peaks import Peaks
 from controller.core.sizing import Ask, Basis, Size, Sizing
 
@@ -29,7 +30,6 @@ REPORT_NS = 10_000_000
 START_NS = 30_000_000
 SECONDS_MAX = 300
 PILOT_NS = 500_000_000  # how long a task of a new category has run before it tells of the others
-GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Controller:
 
     def _waits_for_pilots(self, line: _Waiting, on_node: list[Attempt]) -> bool:
         category = line.work.category
-        if line.need_bytes or self._known(line.work)[1].basis not in GUESSES:
+        if line.need_bytes or self._known(line.work)[1].basis not in UNKNOWN_BASES:
             return False
         count = sum(attempt.work.category == category for attempt in on_node)
         return count >= self.policy.pilots

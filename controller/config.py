@@ -43,6 +43,7 @@ TASKS_RUNNING_MAX_BOUND = 1_000_000
 HISTORY_TASKS_MAX_BOUND = 100_000_000
 HISTORY_AGE_MIN_NS = 60 * SECOND_NS
 SAMPLE_INTERVAL_MIN_NS = 50 * MILLISECOND_NS
+AHEAD_PER_CPU_BOUND = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Settings:
     fair_share_half_life_ns: int = DEFAULT_LIMITS.fair_share_half_life_ns
     memory_limits: MemoryLimits = DEFAULT_LIMITS.memory_limits
     overcommit_share: float = DEFAULT_LIMITS.overcommit_share
+    ahead_per_cpu: int = DEFAULT_LIMITS.ahead_per_cpu  # 0: nothing is sent ahead
 
     def limits(self) -> Limits:
         """Return the core's bounds with these settings in them."""
@@ -82,6 +84,7 @@ class Settings:
             fair_share_half_life_ns=self.fair_share_half_life_ns,
             memory_limits=self.memory_limits,
             overcommit_share=self.overcommit_share,
+            ahead_per_cpu=self.ahead_per_cpu,
         )
 
 
@@ -164,6 +167,7 @@ SETTINGS = (
     Setting("memory_limits", "memory_limits", _memory_limits, _word_of,
             while_running=True),
     Setting("overcommit_share", "overcommit_share", _share, while_running=True),
+    Setting("ahead_per_cpu", "ahead_per_cpu", _whole(0, AHEAD_PER_CPU_BOUND), while_running=True),
 )  # fmt: skip
 
 

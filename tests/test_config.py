@@ -74,6 +74,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         fair_share_half_life = "1d"
         memory_limits = "elastic"
         overcommit_share = 0.25
+        ahead_per_cpu = 3
         """,
     )
     expected = Settings(
@@ -94,6 +95,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         fair_share_half_life_ns=DAY_NS,
         memory_limits=MemoryLimits.ELASTIC,
         overcommit_share=0.25,
+        ahead_per_cpu=3,
     )
     assert load_config({}, {}, file).settings == expected
     environment = {
@@ -114,6 +116,7 @@ def test_each_setting_can_stand_in_a_file_and_in_the_environment(tmp_path: Path)
         "MASS_FAIR_SHARE_HALF_LIFE": "1d",
         "MASS_MEMORY_LIMITS": "elastic",
         "MASS_OVERCOMMIT_SHARE": "0.25",
+        "MASS_AHEAD_PER_CPU": "3",
     }
     assert load_config({}, environment).settings == expected
     assert {setting.variable for setting in SETTINGS} == environment.keys()

@@ -91,6 +91,12 @@ OvercommitShareOption = Annotated[
         "--overcommit-share", metavar="0..1", help="Of expected growth, promised twice. [0.35]"
     ),
 ]
+AheadPerCpuOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"
+    ),
+]
 
 
 def controller(
@@ -111,6 +117,7 @@ def controller(
     fair_share: FairShareOption = None,
     memory_limits: MemoryLimitsOption = None,
     overcommit_share: OvercommitShareOption = None,
+    ahead_per_cpu: AheadPerCpuOption = None,
 ) -> None:
     """Run the controller. Each flag can also be a variable (MASS_LISTEN) or a key of the file."""
     flags = {
@@ -130,6 +137,7 @@ def controller(
         "fair_share": fair_share,
         "memory_limits": memory_limits,
         "overcommit_share": overcommit_share,
+        "ahead_per_cpu": ahead_per_cpu,
     }
     with open_session():
         from controller.config import load_config

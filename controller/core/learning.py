@@ -33,8 +33,8 @@ OFFER_KEPT_NS = 30 * SECOND_NS  # of what first attempts go by
 STEP_KEPT_NS = 600 * SECOND_NS
 DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
 # A size from one of these is a guess about a category of which nothing was seen.
-GUESSES = frozenset({Basis.DEFAULT, Basis.BORROWED})
-UNSEEN = frozenset({Basis.DECLARED, Basis.BORROWED})  # what was declared stands beside it
+UNKNOWN_BASES = frozenset({Basis.DEFAULT, Basis.BORROWED})
+DECLARATION_STANDS = frozenset({Basis.DECLARED, Basis.BORROWED})  # what was declared stands beside it
 # Ends that say that the task needs more than it had.
 OWN_FAULTS = frozenset({OomCause.OWN_LIMIT, OomCause.CHILD_ONLY})
 
@@ -173,7 +173,7 @@ class Learning:
         known = self.outcomes.get(need.category)
         if need.reached_bytes or (known is not None and known.failed_measured):
             return False
-        return self.decide(need).basis in GUESSES
+        return self.decide(need).basis in UNKNOWN_BASES
 
     def _decide(self, need: Need) -> Decision:
         ask = Ask(need.category, need.input_bytes, need.declared_bytes)
@@ -194,7 +194,7 @@ class Learning:
             size_bytes = need.limit_bytes
             reason += "; no more than its own limit"
         capacity_bytes = self._capacity_bytes or most_bytes
-        if size.basis in UNSEEN and (need.declared_bytes or 0) > capacity_bytes:
+        if size.basis in DECLARATION_STANDS and (need.declared_bytes or 0) > capacity_bytes:
             # Its user may know better than we: it waits for a larger node, and says so.
             size_bytes = need.declared_bytes or 0
             reason += "; all of it is waited for, as no node is that large"

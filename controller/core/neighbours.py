@@ -18,7 +18,7 @@ DECLARED_WIDTH = 0.3  # log; how far apart declarations are still alike
 DECLARED_FLOOR = 0.3  # what a category counts whose declaration is unlike
 KERNEL = (-0.2, 0.0, 0.2)  # log; a category like another is not the same
 RUNTIME_SLOPE = 0.6  # larger tasks run longer: log runtime over log peak
-RENEWED_SHARE = 20  # the share of runs, or of categories, that makes them be looked at anew
+RENEWED_EACH = 20  # one new run, or category, in so many makes them be looked at anew
 LIKE_NAME = 200.0  # how much more a category with the same words in its name counts
 LIKE_POWER = 3.0  # how fast that fades as fewer words are shared
 
@@ -45,8 +45,8 @@ class Neighbours:
     def __init__(self, known: Iterable[Neighbour], runs: int, firsts: int) -> None:
         known = list(known)
         self.count = len(known)
-        self._runs_max = runs + max(1, runs // RENEWED_SHARE)
-        self._firsts_max = firsts + max(1, firsts // RENEWED_SHARE)
+        self._runs_max = runs + max(1, runs // RENEWED_EACH)
+        self._firsts_max = firsts + max(1, firsts // RENEWED_EACH)
         self.ladders: dict[tuple[Words, int | None], Ladder] = {}
         self._peaks = np.array([one.peak for one in known])
         self._runtimes = np.array([one.runtime for one in known])
@@ -76,7 +76,7 @@ class Neighbours:
         shared = np.zeros(self.count)
         for word in words.known:
             shared[self._with_word[word]] += self._telling(word)
-        own = sum(map(self._telling, words.known)) + words.others * self._telling("")
+        own = sum(map(self._telling, words.known)) + words.others * self._telling("")  # a word nobody has
         total = self._lengths + own
         likeness = shared / np.maximum(total - shared, 1e-9)
         weights = 1.0 + LIKE_NAME * likeness**LIKE_POWER

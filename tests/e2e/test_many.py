@@ -69,7 +69,7 @@ def test_tasks_sent_ahead_never_run_more_at_once_than_there_are_cpus(tmp_path: P
                 sent_ahead.add(task.id)
         assert {task.state for task in watched.values()} == {types_pb2.TASK_STATE_SUCCEEDED}
         assert sent_ahead
-        assert 1 <= most_at_once(list(watched.values())) <= 2
+        assert most_at_once(list(watched.values())) <= 2
 
 
 def test_graph_of_a_thousand_runs_in_its_order(cluster: Cluster) -> None:

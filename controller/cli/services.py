@@ -93,9 +93,7 @@ OvercommitShareOption = Annotated[
 ]
 AheadPerCpuOption = Annotated[
     int | None,
-    typer.Option(
-        "--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"
-    ),
+    typer.Option("--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"),
 ]
 
 

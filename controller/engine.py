@@ -33,7 +33,6 @@ from controller.core.errors import LimitReached, MassError, NodeUnavailable
 from controller.core.events import AttemptEnded, AttemptStarted, Event, Tick
 from controller.core.limits import SECOND_NS
 from controller.core.model import Alert, Task
-from controller.core.nodes import NodeRecord
 from controller.core.scheduler import Scheduler
 from controller.journal import Journal
 from controller.logs import LogRequests
@@ -56,12 +55,7 @@ BUSY_S = 0.020
 # Nobody waits for an acknowledgement either; it lets the agent forget.
 ACKNOWLEDGE_S = 0.050
 PRUNE_S = 600.0
-# Samples are written some at a time: one alone finds nothing of it in the processor's caches, which
-# doubles what it costs.
-SAMPLES_WAIT_S = 0.004
-SAMPLES_WAITING_MAX = 256
 Waiting = tuple[Event, "asyncio.Future[object] | None"]
-WaitingSamples = tuple[NodeRecord, Any, int, int]  # with when they came, and on which stream
 
 
 class Clock:
@@ -98,8 +92,6 @@ class Engine:
         self._outboxes: dict[int, Outbox] = {}  # by the number of the stream
         self._streams: dict[str, int] = {}  # the welcomed stream of each node
         self._stream_count = 0
-        self._samples: list[WaitingSamples] = []
-        self._samples_timer: asyncio.TimerHandle | None = None
         self._cycle_due = False
         self._cycle_timer: asyncio.TimerHandle | None = None
         self._last_cycle_ns = 0
@@ -175,32 +167,6 @@ class Engine:
     def crowded(self) -> bool:
         """Say whether senders of events should wait before the next one."""
         return len(self._waiting) >= self.cluster.limits.events_queued_max // 2
-
-    def take_samples(self, record: NodeRecord, batch: Any, now_ns: int, stream: int) -> None:
-        """Hand in what a node measured; it is written in a moment, and before any later event."""
-        self._samples.append((record, batch, now_ns, stream))
-        if len(self._samples) >= SAMPLES_WAITING_MAX:
-            self._write_samples()
-        elif self._samples_timer is None:
-            loop = asyncio.get_running_loop()
-            self._samples_timer = loop.call_later(SAMPLES_WAIT_S, self._write_samples)
-
-    def _write_samples(self) -> None:
-        if self._samples_timer is not None:
-            self._samples_timer.cancel()
-            self._samples_timer = None
-        if not self._samples:
-            return
-        waiting, self._samples = self._samples, []
-        for record, batch, now_ns, stream in waiting:
-            if record.stream != stream:
-                continue  # a later stream has replaced it, or the node is gone
-            try:
-                wire.write_samples(self.cluster, record, batch, now_ns)
-            except MassError as error:
-                if (outbox := self._outboxes.get(stream)) is not None:
-                    outbox.fail(error)
-        self.samples_written()
 
     def samples_written(self) -> None:
         """Ask for a cycle, at most one each evaluation_gap_ns for samples alone."""
@@ -283,7 +249,6 @@ class Engine:
 
     async def _turn(self) -> None:
         """Handle what waits, run the cycle if it is due, and carry out the commands."""
-        self._write_samples()
         if self._waking is not None:  # whatever it was for is handled now
             self._waking.cancel()
             self._waking = None

@@ -29,7 +29,7 @@ class Outbox:
         self._messages: deque[agent_pb2.ControllerMessage] = deque()
         self._messages_max = messages_max
         self._ready = asyncio.Event()
-        self._closed: Exception | None = None
+        self._closed: OutboxClosed | None = None
 
     def push(self, message: agent_pb2.ControllerMessage) -> None:
         """Add a message; at the bound the stream is closed instead."""
@@ -46,12 +46,8 @@ class Outbox:
 
     def close(self, code: grpc.StatusCode, message: str) -> None:
         """End the stream; messages not yet taken are dropped."""
-        self.fail(OutboxClosed(code, message))
-
-    def fail(self, error: Exception) -> None:
-        """End the stream with an error; messages not yet taken are dropped."""
         if self._closed is None:
-            self._closed = error
+            self._closed = OutboxClosed(code, message)
             self._messages.clear()
             self._ready.set()
 
@@ -59,7 +55,7 @@ class Outbox:
         """Return the next message, waiting for one.
 
         Raises:
-            OutboxClosed: the stream must end. Or the error that it has failed with.
+            OutboxClosed: the stream must end.
         """
         while True:
             if self._closed is not None:

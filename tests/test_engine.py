@@ -16,12 +16,11 @@ from support.stores import MemoryStore
 
 from allocator.pool import Pool
 from controller.core.cluster import Cluster
-from controller.core.commands import Command, Save
-from controller.core.errors import InvalidRequest, LimitReached, NodeUnavailable, NotFound
+from controller.core.commands import Save
+from controller.core.errors import LimitReached, NodeUnavailable, NotFound
 from controller.core.events import (
     AttemptEnded,
     AttemptStarted,
-    Event,
     NodeCordoned,
     NodeJoined,
     NodeLeft,
@@ -32,7 +31,7 @@ from controller.core.limits import DEFAULT_LIMITS, GIB, Limits
 from controller.core.model import Alert, OomCause, TaskState
 from controller.core.rules import RuleSet
 from controller.core.scheduler import Scheduler
-from controller.engine import ACKNOWLEDGE_S, SAMPLES_WAIT_S, START_PATIENCE_S, Clock, Engine
+from controller.engine import ACKNOWLEDGE_S, START_PATIENCE_S, Clock, Engine
 from controller.outbox import Outbox, OutboxClosed
 from controller.store.base import StoreError, StoreFull
 from controller.wire import write_samples
@@ -382,62 +381,6 @@ async def test_samples_ask_for_at_most_one_cycle_in_their_gap(
     gaps = [later - earlier for earlier, later in pairwise(cycles)]
     assert len(cycles) - before in (2, 3)
     assert min(gaps) >= LIMITS.evaluation_gap_ns * 0.95
-
-
-def sample_of(available_bytes: int) -> agent_pb2.SampleBatch:
-    sample = agent_pb2.Sample(
-        taken_at_unix_ns=1, memory_total_bytes=8 * GIB, memory_available_bytes=available_bytes
-    )
-    return agent_pb2.SampleBatch(samples=[sample])
-
-
-async def test_samples_are_written_before_the_events_that_came_after_them(bench: Bench) -> None:
-    number, _ = await bench.join()
-    record = bench.cluster.nodes["node-1"]
-    now_ns = bench.engine.now_ns()
-    for available in (3 * GIB, 2 * GIB):
-        bench.engine.take_samples(record, sample_of(available), now_ns, number)
-    seen: list[float] = []
-    handle = bench.engine.scheduler.handle
-
-    def looking(event: Event) -> tuple[Command, ...]:
-        seen.append(float(bench.cluster.history.latest("mem_available", now_ns)[record.slot]))
-        return handle(event)
-
-    bench.engine.scheduler.handle = looking  # type: ignore[method-assign]
-    await bench.submit()
-    assert seen == [2 * GIB]
-
-
-async def test_samples_alone_are_written_in_a_moment(bench: Bench) -> None:
-    number, _ = await bench.join()
-    record = bench.cluster.nodes["node-1"]
-    bench.engine.take_samples(record, sample_of(5 * GIB), bench.engine.now_ns(), number)
-    await asyncio.sleep(10 * SAMPLES_WAIT_S)
-    latest = bench.cluster.history.latest("mem_available", bench.engine.now_ns())
-    assert latest[record.slot] == 5 * GIB
-
-
-async def test_sample_that_cannot_be_ends_its_own_stream_alone(bench: Bench) -> None:
-    (first, _), (second, outbox) = await bench.join(), await bench.join("node-2")
-    now_ns = bench.engine.now_ns()
-    nodes = bench.cluster.nodes
-    bench.engine.take_samples(nodes["node-2"], sample_of(9 * GIB), now_ns, second)
-    bench.engine.take_samples(nodes["node-1"], sample_of(GIB), now_ns, first)
-    with pytest.raises(InvalidRequest, match="memory_available_bytes is 9663676416"):
-        await asyncio.wait_for(outbox.next(), ANSWER_SECONDS_MAX)
-    latest = bench.cluster.history.latest("mem_available", now_ns)
-    assert latest[nodes["node-1"].slot] == GIB
-
-
-async def test_samples_of_a_stream_that_was_replaced_are_not_written(bench: Bench) -> None:
-    number, _ = await bench.join()
-    record = bench.cluster.nodes["node-1"]
-    bench.engine.take_samples(record, sample_of(GIB), bench.engine.now_ns(), number)
-    record.stream = number + 1
-    await asyncio.sleep(10 * SAMPLES_WAIT_S)
-    latest = bench.cluster.history.latest("mem_available", bench.engine.now_ns())
-    assert latest[record.slot] == 8 * GIB
 
 
 async def test_node_without_a_stream_cannot_be_asked_for_output(bench: Bench) -> None:

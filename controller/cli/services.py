@@ -93,7 +93,9 @@ OvercommitShareOption = Annotated[
 ]
 AheadPerCpuOption = Annotated[
     int | None,
-    typer.Option("--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"),
+    typer.Option(
+        "--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"
+    ),
 ]
 
 

@@ -94,7 +94,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             now_ns = engine.now_ns()
             kind = message.WhichOneof("body")
             if kind == "samples":
-                engine.take_samples(record, message.samples, now_ns, number)
+                wire.write_samples(cluster, record, message.samples, now_ns)
+                engine.samples_written()
                 continue
             cluster.touch(record, now_ns)
             if kind == "reports":

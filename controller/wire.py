@@ -277,6 +277,8 @@ def _write_readings(cluster: Cluster, record: NodeRecord, sample: agent_pb2.Samp
         raise InvalidRequest(
             f"sample.task_memory_used_bytes of task {ids[wrong]} is {readings[wrong]}"
         )
+    if not record.task_ids:
+        return largest  # whatever runs there is none of ours
     handle_of = cluster.reservations.get
     unlisted = set(record.task_ids)
     for task_id, attempt, used in zip(ids, attempts, readings, strict=True):

@@ -370,7 +370,7 @@ class Cluster:
         record.sampled = record.sampled or sampled
         state = NodeState.READY if record.sampled else NodeState.JOINING
         record.state = state
-        if sampled:
+        if sampled and record.task_ids:
             self.resampled.add(record.slot)
         if not self.table.open[record.slot]:
             self.table.refresh_open(record)

@@ -24,8 +24,7 @@ def follow_use(cluster: Cluster, now_ns: int) -> None:
         return
     slots, cluster.resampled = sorted(cluster.resampled), set()
     for slot in slots:
-        if cluster.ledger.count[slot]:
-            _follow_node(cluster, slot, now_ns)
+        _follow_node(cluster, slot, now_ns)
 
 
 def _follow_node(cluster: Cluster, slot: int, now_ns: int) -> None:

@@ -277,7 +277,7 @@ def _wait_for_memory(story: Story, client: Client, hog_bytes: int) -> tuple[str,
     # More than can be promised now, less than when that program has gone.
     asked_bytes = client.node(NODE).memory_promise_bytes + hog_bytes // 2
     spec = _spec("large", asked_bytes // MIB, "sleep", "0.5")
-    spec.memory_exact = True  # else what it is expected to use is only believed, and a part set aside
+    spec.memory_exact = True  # else only a part of it would be set aside
     (large,) = client.submit([spec], user_name())
     story.say(f"submitted: 'large', task {large}, which asks for {format_size(asked_bytes)}")
     why = _refusal(story, client, large)

@@ -34,7 +34,8 @@ STEP_KEPT_NS = 600 * SECOND_NS
 DECISIONS_KEPT_MAX = 20_000  # beyond it they are made anew
 # A size from one of these is a guess about a category of which nothing was seen.
 UNKNOWN_BASES = frozenset({Basis.DEFAULT, Basis.BORROWED})
-DECLARATION_STANDS = frozenset({Basis.DECLARED, Basis.BORROWED})  # what was declared stands beside it
+# What was declared stands beside one of these.
+DECLARATION_STANDS = frozenset({Basis.DECLARED, Basis.BORROWED})
 # Ends that say that the task needs more than it had.
 OWN_FAULTS = frozenset({OomCause.OWN_LIMIT, OomCause.CHILD_ONLY})
 

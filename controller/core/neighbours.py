@@ -76,7 +76,8 @@ class Neighbours:
         shared = np.zeros(self.count)
         for word in words.known:
             shared[self._with_word[word]] += self._telling(word)
-        own = sum(map(self._telling, words.known)) + words.others * self._telling("")  # a word nobody has
+        own = sum(map(self._telling, words.known))
+        own += words.others * self._telling("")  # a word nobody has
         total = self._lengths + own
         likeness = shared / np.maximum(total - shared, 1e-9)
         weights = 1.0 + LIKE_NAME * likeness**LIKE_POWER

@@ -79,7 +79,7 @@ async def test_plan_names_the_node_and_why_not_the_others_and_queues_nothing(
         served, node_id="small", machine_id="other", memory_total_bytes=2 * GIB,
         memory=sample(memory_total_bytes=2 * GIB, memory_available_bytes=2 * GIB),
     )  # fmt: skip
-    answer = await plan(served, memory_request_bytes=4 * GIB)
+    answer = await plan(served, memory_request_bytes=4 * GIB, memory_exact=True)
     assert (answer.node_id, answer.reason_code) == ("large", "")
     assert answer.reason.startswith("it can promise 6.6 GiB (")
     ((node_id, code),) = [(one.node_id, one.reason_code) for one in answer.refusals]
@@ -98,7 +98,11 @@ async def test_plan_says_why_a_task_would_wait(served: Served) -> None:
     await joined_ready(served)
     for fields, code, text in (
         ({"memory_request_bytes": 100 * GIB}, "NO_NODE_LARGE_ENOUGH", "asks 100 GiB"),
-        ({"memory_request_bytes": 7 * GIB}, "NO_NODE_WITH_MEMORY", "the largest promise is 6.6"),
+        (
+            {"memory_request_bytes": 7 * GIB, "memory_exact": True},
+            "NO_NODE_WITH_MEMORY",
+            "the largest promise is 6.6",
+        ),
         ({"cpus": 5}, "NO_NODE_WITH_THAT_MANY_CPUS", "asks 5 CPUs"),
         ({"gpus": 1}, "NO_NODE_WITH_THAT_MANY_GPUS", "asks 1 GPU"),
         ({"constraint": "disk=ssd"}, "NO_NODE_MATCHES", "disk=ssd"),

@@ -50,6 +50,7 @@ POLICIES: dict[str, Policy] = {
     # No overcommit: the expected peak is set aside in full; the guard has next to nothing to do.
     "peak reserved": Policy(GrowthPolicy(rest_share=1.0)),
     "share 0.6": Policy(GrowthPolicy(rest_share=0.6)),
+    "share 0.5": Policy(GrowthPolicy(rest_share=0.5)),
     "share 0.7": Policy(GrowthPolicy(rest_share=0.7)),
     "share 0.4": Policy(GrowthPolicy(rest_share=0.4)),
     "share 0.2": Policy(GrowthPolicy(rest_share=0.2)),

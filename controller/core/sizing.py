@@ -34,9 +34,9 @@ __all__ = [
 ]  # fmt: skip
 
 RUNTIME_MIN_NS = 1_000_000
-# Sizes of a category are made anew with each of its first 50 successes, then when one run in so
+# Sizes of a category are made anew with each of its first 24 successes, then when one run in so
 # many is new.
-NEWS_SHARE = 25
+NEWS_SHARE = 12
 DECLARED_MAX = 64  # declarations kept of a category
 LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories without a run
 # What ends first is short and small: so many of the longest runs at this share of the default are

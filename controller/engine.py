@@ -46,11 +46,11 @@ EVENTS_PER_TURN = 5_000  # keeps one turn short when thousands of agents report 
 TICK_S = 1.0
 # A turn costs much the same for one event as for many, so what nobody waits for may wait for
 # company: a start, which places nothing, and an end while turns follow each other anyway.
-START_PATIENCE_S = 0.020
+START_PATIENCE_S = 0.030
 END_PATIENCE_S = 0.003
-# Of an end on a node that has the next task already: half of what 8 tasks for each CPU of a few
+# Of an end on a node that has the next task already: half of what 12 tasks for each CPU of a few
 # milliseconds last, so that the node does not run dry.
-HELD_PATIENCE_S = 0.020
+HELD_PATIENCE_S = 0.030
 BUSY_S = 0.020
 # Nobody waits for an acknowledgement either; it lets the agent forget.
 ACKNOWLEDGE_S = 0.050

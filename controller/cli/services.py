@@ -94,7 +94,7 @@ OvercommitShareOption = Annotated[
 AheadPerCpuOption = Annotated[
     int | None,
     typer.Option(
-        "--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [8]"
+        "--ahead-per-cpu", metavar="N", help="Brief tasks sent ahead to a busy node. [12]"
     ),
 ]
 

@@ -82,7 +82,7 @@ class Limits:
     # that the next one starts at once; the agent holds them until CPUs are free.
     brief_ns: int = 100 * MILLISECOND_NS  # the longest of its latest runs
     brief_runs_min: int = 8
-    ahead_per_cpu: int = 8  # 0 sends nothing ahead
+    ahead_per_cpu: int = 12  # 0 sends nothing ahead
     ahead_held_max_ns: int = 2 * SECOND_NS  # what is held for longer is called back
     ahead_pause_ns: int = 30 * SECOND_NS  # after that nothing is sent ahead to its node
 

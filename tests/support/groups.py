@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -37,7 +39,9 @@ def holder_path() -> str:
     """
     if told := os.environ.get("MASS_TEST_HOLDER"):
         return told
-    path = os.path.join(tempfile.mkdtemp(prefix="mass-holder-"), "holder")
+    made = tempfile.mkdtemp(prefix="mass-holder-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    path = os.path.join(made, "holder")
     subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", path, str(HOLDER)], check=True)
     return path
 

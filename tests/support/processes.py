@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ EATER = (
 def launcher_path() -> str:
     """Return a launcher compiled from the source as it is now, every warning an error."""
     directory = tempfile.mkdtemp(prefix="mass-launcher-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = os.path.join(directory, "mass-launcher")
     subprocess.run(["gcc", *STRICT, "-D_GNU_SOURCE", "-o", path, str(SOURCE)], check=True)
     return path

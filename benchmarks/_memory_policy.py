@@ -18,12 +18,11 @@ from controller.core.growth import (
     GrowthPolicy,
     Running,
     expected_first,
-    reserved_first,
     reserved_now,
 )
-from controller.core.learning import UNKNOWN_BASES
+from controller.core.learning import UNKNOWN_BASES, set_aside_first
 from controller.core.peaks import Peaks
-from controller.core.sizing import Ask, Basis, Size, Sizing
+from controller.core.sizing import Ask, Size, Sizing
 
 SAMPLE_NS = 250_000_000
 REPORT_NS = 10_000_000
@@ -203,10 +202,7 @@ class Controller:
             if self._waits_for_pilots(line, on_node):
                 continue
             expected = expected_first(self._peaks(line.work), policy.growth)
-            size = self._known(line.work)[1]
-            first = size.memory_bytes
-            if size.basis is not Basis.DECLARED:
-                first = reserved_first(first, expected, policy.growth)
+            first = set_aside_first(self._known(line.work)[1], expected, policy.growth)
             if line.need_bytes:
                 first = max(first, expected.peak_bytes, line.need_bytes)
             first = min(first, node.capacity_bytes)

@@ -219,9 +219,8 @@ class Learning:
         """Return what is set aside at first of a size that a task may outgrow, and why."""
         if need.reached_bytes:
             return size.memory_bytes, ""
-        first_bytes, told = size.memory_bytes, ""  # of a declaration it is a share already
+        first_bytes, told = set_aside_first(size, expected, self.policy), ""
         if size.basis is not Basis.DECLARED:
-            first_bytes = reserved_first(size.memory_bytes, expected, self.policy)
             share = 100.0 * self.policy.rest_share
             told = f"; {share:.0f} % of what is expected is set aside at first"
         if need.whole:
@@ -347,6 +346,16 @@ class Learning:
         """Assert that nothing is followed but the placed attempts."""
         assert self._clocks.keys() <= placed
         assert len(self.outcomes) <= self.limits.categories_max
+
+
+def set_aside_first(size: Size, expected: Expectation, policy: GrowthPolicy) -> int:
+    """Return what is set aside of a size at the start of a task that may outgrow it, in bytes.
+
+    Of a declaration sizing takes a share already.
+    """
+    if size.basis is Basis.DECLARED:
+        return size.memory_bytes
+    return reserved_first(size.memory_bytes, expected, policy)
 
 
 def by_own_fault(attempt: Attempt) -> bool:

@@ -26,6 +26,18 @@ def learn(world: Harness, category: str = "blink", runs: int = SMALL.brief_runs_
         world.ended(task_id, peak="1MiB", started_at_ns=world.now_ns - 10 * MILLISECOND_NS)
 
 
+def node_of_brief_tasks(world: Harness, cpus: float) -> None:
+    """Let a node join whose agent holds what is sent ahead, and learn that the tasks are brief."""
+    world.ready("n1", cpus=cpus, holds_ahead=True)
+    learn(world)
+
+
+def come_back(world: Harness, ids: tuple[int, ...]) -> None:
+    """Let the node's agent connect again with these first attempts."""
+    known = tuple(KnownAttempt(task_id, 1, ended=False) for task_id in ids)
+    world.ready("n1", cpus=1.0, holds_ahead=True, attempts=known)
+
+
 def counts(world: Harness, ids: tuple[int, ...]) -> tuple[int, int, int]:
     """Return how many are assigned, sent ahead, and left waiting."""
     tasks = [world.task(task_id) for task_id in ids]
@@ -41,8 +53,7 @@ def world() -> Harness:
 
 def test_brief_tasks_are_sent_ahead_up_to_a_bound_and_the_others_wait(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=2.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=2.0)
         ids = world.submit(*[BRIEF] * 30)
         assert counts(world, ids) == (2, 2 * PER_CPU, 28 - 2 * PER_CPU)
         sent = [c for c in world.commands if isinstance(c, SendAssignment)]
@@ -93,8 +104,7 @@ def test_a_free_cpu_elsewhere_comes_first(world: Harness) -> None:
 
 def test_nothing_is_sent_ahead_of_a_task_that_waits_for_cpus(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=2.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=2.0)
         first = world.submit(BRIEF, BRIEF)
         (waiting,) = world.submit(LONG)
         later = world.submit(*[BRIEF] * 4)
@@ -106,16 +116,14 @@ def test_nothing_is_sent_ahead_of_a_task_that_waits_for_cpus(world: Harness) -> 
 
 def test_task_larger_than_a_node_is_not_sent_ahead_to_it(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=2.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=2.0)
         ids = world.submit(replace(BRIEF, cpus=4.0))
         assert counts(world, ids) == (0, 0, 1)
 
 
 def test_one_that_no_node_can_ever_take_keeps_nobody_back(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=2.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=2.0)
         world.submit(replace(LONG, cpus=64.0))
         ids = world.submit(*[BRIEF] * 4)
         assert counts(world, ids) == (2, 2, 0)
@@ -123,8 +131,7 @@ def test_one_that_no_node_can_ever_take_keeps_nobody_back(world: Harness) -> Non
 
 def test_what_has_waited_too_long_is_called_back_and_runs_elsewhere(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=1.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=1.0)
         running, held, also = world.submit(*[BRIEF] * 3)
         world.started(running)  # and goes on, for once
         assert [c for c in world.advance("1900ms") if isinstance(c, SendStop)] == []
@@ -150,8 +157,7 @@ def test_what_has_waited_too_long_is_called_back_and_runs_elsewhere(world: Harne
 
 def test_agent_that_ends_what_it_held_unasked_is_leaving(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=1.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=1.0)
         _, held = world.submit(BRIEF, BRIEF)
         world.ended(held, stopped=True, unstarted=True)
         assert world.states(held) == ["PENDING"]
@@ -160,8 +166,7 @@ def test_agent_that_ends_what_it_held_unasked_is_leaving(world: Harness) -> None
 
 def test_what_is_held_does_not_count_as_running_in_rules(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=2.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=2.0)
         world.submit(*[BRIEF] * 10)
         metrics = world.scheduler.collect_metrics()
         assert metrics.column("tasks_running").tolist() == [2.0]
@@ -169,22 +174,19 @@ def test_what_is_held_does_not_count_as_running_in_rules(world: Harness) -> None
 
 def test_call_back_before_a_restart_closes_no_node(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=1.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=1.0)
         running, held = world.submit(BRIEF, BRIEF)
         world.started(running)
         world.advance("2s")
         world.restart()
-        known = tuple(KnownAttempt(task_id, 1, ended=False) for task_id in (running, held))
-        world.ready("n1", cpus=1.0, holds_ahead=True, attempts=known)
+        come_back(world, (running, held))
         world.ended(held, stopped=True, unstarted=True)
         assert world.cluster.nodes["n1"].leaving_until_ns == 0
 
 
 def test_held_task_is_cancelled_like_any(world: Harness) -> None:
     with world:
-        world.ready("n1", cpus=1.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=1.0)
         _, held = world.submit(BRIEF, BRIEF)
         world.cancel(held)
         world.ended(held, stopped=True, unstarted=True)
@@ -193,10 +195,8 @@ def test_held_task_is_cancelled_like_any(world: Harness) -> None:
 
 def test_restarted_controller_sends_nothing_ahead_behind_what_it_does_not_know() -> None:
     with Harness() as world:
-        world.ready("n1", cpus=1.0, holds_ahead=True)
-        learn(world)
+        node_of_brief_tasks(world, cpus=1.0)
         ids = world.submit(*[BRIEF] * 3)
         world.restart()
-        known = tuple(KnownAttempt(task_id, 1, ended=False) for task_id in ids)
-        world.ready("n1", cpus=1.0, holds_ahead=True, attempts=known)
+        come_back(world, ids)
         assert counts(world, ids) == (1, 2, 0)

@@ -24,7 +24,7 @@ from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskSpec, TaskState
 from controller.core.needs import Need, rounded_up
 from controller.core.peaks import STEP_MIN
-from controller.core.sizing import Ask, Basis, Size, Sizing, SizingLimits
+from controller.core.sizing import UNMEASURED, Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
 OFFER_KEPT_NS = 30 * SECOND_NS  # of what first attempts go by
@@ -220,7 +220,7 @@ class Learning:
         if need.reached_bytes:
             return size.memory_bytes, ""
         first_bytes, told = set_aside_first(size, expected, self.policy), ""
-        if size.basis is not Basis.DECLARED:
+        if size.basis not in UNMEASURED:
             share = 100.0 * self.policy.rest_share
             told = f"; {share:.0f} % of what is expected is set aside at first"
         if need.whole:
@@ -351,9 +351,9 @@ class Learning:
 def set_aside_first(size: Size, expected: Expectation, policy: GrowthPolicy) -> int:
     """Return what is set aside of a size at the start of a task that may outgrow it, in bytes.
 
-    Of a declaration sizing takes a share already.
+    Of what nobody measured sizing takes a share already.
     """
-    if size.basis is Basis.DECLARED:
+    if size.basis in UNMEASURED:
         return size.memory_bytes
     return reserved_first(size.memory_bytes, expected, policy)
 

@@ -22,6 +22,10 @@ class Basis(Enum):
     PILOT = "pilot"  # a running sibling
 
 
+# What nobody measured: a part of it is tried first.
+UNMEASURED = frozenset({Basis.DECLARED, Basis.DEFAULT})
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What is known of a task before it runs; None is unknown, or nothing declared."""

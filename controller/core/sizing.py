@@ -21,6 +21,7 @@ from controller.core.sizes import (
     GIB,
     MIB,
     SIZE_MIN_BYTES,
+    UNMEASURED,
     Ask,
     Basis,
     CategorySummary,
@@ -30,7 +31,8 @@ from controller.core.sizes import (
 )
 
 __all__ = [
-    "GIB", "MIB", "Ask", "Basis", "CategorySummary", "Peaks", "Size", "Sizing", "SizingLimits",
+    "GIB", "MIB", "UNMEASURED", "Ask", "Basis", "CategorySummary", "Peaks", "Size", "Sizing",
+    "SizingLimits",
 ]  # fmt: skip
 
 RUNTIME_MIN_NS = 1_000_000
@@ -43,8 +45,9 @@ LADDERS_MAX = 256  # kept of a category, and 16 times that of all categories wit
 # taken to have ended as well, when it is asked what a task holds on average.
 EARLY_RUNS = 3.0
 EARLY_SHARE = 0.5
-# A declaration is taken to be so many times the use: the least of those that declare too much.
-DECLARED_OVER = 3.0
+# What nobody measured, a declaration or the default, is taken to be so many times the use: the
+# least of those that declare too much.
+UNMEASURED_OVER = 3.0
 DOUBLINGS = 20  # of a size of which nothing is known
 PILOT_SPREAD = 0.3
 PILOT_GROWTH = (1.2, 3.0)  # what a running sibling may still grow by
@@ -165,11 +168,8 @@ class Sizing:
         found = self._outlook(ask)
         category = self._categories.get(ask.category)
         if found is None:
-            declared = ask.declared_bytes
-            chosen = declared / DECLARED_OVER if declared else float(self.limits.default_bytes)
-            basis = Basis.DECLARED if declared else Basis.DEFAULT
             found = self._unknown(ask)
-            told = found.told
+            chosen, basis, told = found.scale_bytes / UNMEASURED_OVER, found.basis, found.told
         else:
             chosen, basis, told = found.first(), found.basis, found.told
         if category is not None and category.reached and not category.history.count:
@@ -177,10 +177,8 @@ class Sizing:
             if chosen <= most:
                 chosen = found.after(most)
                 told = f"{told}; one of {ask.category} ran out of memory at {told_bytes(most)}"
-        if basis is Basis.DECLARED:
-            told = f"{told}; {told_bytes(chosen)} is tried first"
-        elif basis is not Basis.DEFAULT:
-            told = f"{told}; {told_bytes(chosen)} is expected to cost least"
+        why = "tried first" if basis in UNMEASURED else "expected to cost least"
+        told = f"{told}; {told_bytes(chosen)} is {why}"
         return _sized(chosen, memory_max_bytes, basis, told)
 
     def size_after_out_of_memory(
@@ -365,8 +363,11 @@ class Sizing:
         # It doubles: no step has more to speak for it.
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))
-        said = f"declared {told_bytes(base)}" if ask.declared_bytes else "nothing is declared"
-        return _Outlook(ladder, base, 1.0, Basis.DEFAULT, f"{said} and nothing is learned yet")
+        if ask.declared_bytes:
+            basis, said = Basis.DECLARED, f"declared {told_bytes(base)}"
+        else:
+            basis, said = Basis.DEFAULT, f"nothing is declared (taken as {told_bytes(base)})"
+        return _Outlook(ladder, base, 1.0, basis, f"{said} and nothing is learned yet")
 
 
 def _censored(atoms: Floats, reached: float) -> Floats:

@@ -301,7 +301,7 @@ def test_category_that_always_fails_does_not_go_one_by_one() -> None:
         world.ended(ids[0], exit_code=1, peak="5MiB")
         assert world.states(*ids) == ["FAILED"] + ["ASSIGNED"] * 3
         # It may have failed before it needed much: that makes no size small.
-        assert all(world.task(i).memory_size_bytes == GIB for i in ids[1:])
+        assert all(world.task(i).memory_size_bytes == -(-GIB // 3) for i in ids[1:])
         world.ended(ids[1], exit_code=1, peak="3GiB")
         (later,) = world.submit(AUTO)
         assert world.task(later).memory_size_bytes >= 3 * GIB
@@ -338,12 +338,12 @@ def test_changed_memory_limits_size_waiting_tasks_anew() -> None:
     assert need_of(replace(task(1), spec=spec(exact=True)), MemoryLimits.ELASTIC) is None
 
 
-def test_what_is_expected_before_anything_is_known_is_the_default() -> None:
+def test_before_anything_is_known_a_third_of_the_default_is_tried() -> None:
     learning = Learning(SMALL)
     need = need_of(replace(task(1), spec=AUTO), MemoryLimits.STRICT)
     assert need is not None
     decision = learning.decide(need)
-    assert (decision.size_bytes, decision.basis) == (GIB, Basis.DEFAULT)
+    assert (decision.size_bytes, decision.basis) == (-(-GIB // 3), Basis.DEFAULT)
     assert learning.is_guess(need)
 
 

@@ -144,10 +144,10 @@ def test_a_size_changes_only_with_the_version(
         assert sizing.version(ask.category) >= before
 
 
-def test_nothing_learned_gives_a_third_of_what_is_declared_or_the_default() -> None:
+def test_nothing_learned_gives_a_third_of_what_is_declared_or_of_the_default() -> None:
     sizing = Sizing()
     size = sizing.size(Ask("blast"), NODE_BYTES)
-    assert (size.memory_bytes, size.basis) == (GIB, Basis.DEFAULT)
+    assert (size.memory_bytes, size.basis) == (-(-GIB // 3), Basis.DEFAULT)
     declared = sizing.size(Ask("blast", declared_bytes=300 * MIB), NODE_BYTES)
     assert (declared.memory_bytes, declared.basis) == (100 * MIB, Basis.DECLARED)
     ask = Ask("blast", declared_bytes=300 * MIB)

@@ -44,7 +44,7 @@ from agent.runner import Exit, Runner
 from agent.sampler import Sampler, boot_id, machine_id, usable_cpus
 from agent.spool import Spool, WorkDirRefused
 from agent.wire import Identity
-from allocator.launcher import LauncherError
+from allocator.launch_request import LauncherError
 
 LOG = logging.getLogger("agent")
 

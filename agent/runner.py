@@ -25,14 +25,9 @@ from dataclasses import dataclass
 from agent.enforce import Enforcement, EnforcementError, Group, OomFacts
 from agent.pressure import is_marked_by_oomd, pressure_variables
 from agent.running import Attempt, Key, Launch, Running
-from allocator.launcher import (
-    ExitStatus,
-    LauncherError,
-    LauncherPool,
-    Request,
-    RequestRefused,
-    StepFailed,
-)
+from allocator.children import ExitStatus
+from allocator.launch_request import LauncherError, Request, RequestRefused, StepFailed
+from allocator.launcher import LauncherPool
 
 __all__ = ["Exit", "Key", "Launch", "Runner", "StartError"]
 

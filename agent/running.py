@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from agent.enforce import Enforcement, EnforcementError, Group, NodeMemory, OomFacts
 from agent.guard import GuardedTask
-from allocator.launcher import ChildProcess, ExitStatus
+from allocator.children import ChildProcess, ExitStatus
 
 LOG = logging.getLogger(__name__)
 

@@ -21,17 +21,15 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from allocator.children import ChildProcess, adopt
+from allocator.launch_request import LauncherDied, LauncherMissing, Request, StepFailed
+
 LOG = logging.getLogger(__name__)
 
-REQUEST_MAGIC = 0x314C534D
-REQUEST_BYTES_MAX = 2 * 1024 * 1024  # the bound of launcher.c, and Linux's own default
-REQUEST_STRINGS_MAX = 65_536
-RLIMITS_MAX = 16
 # Joining a group takes 20 ms; a machine that thrashes may need far longer, but not for ever.
 READY_TIMEOUT_SECONDS = 20.0
 EXEC_TIMEOUT_SECONDS = 20.0
@@ -44,36 +42,6 @@ _FORK, _READY, _EXEC, _FAILED = b"P", b"R", b"E", b"F"
 _SOCKET_FD = 3
 
 
-class LauncherError(Exception):
-    """A process could not be started."""
-
-
-class LauncherMissing(LauncherError):
-    """The compiled mass-launcher is not there; reinstalling helps, trying again does not."""
-
-
-class RequestRefused(LauncherError):
-    """The request breaks a bound or cannot be said to the kernel; trying again does not help."""
-
-
-class LauncherDied(LauncherError):
-    """The launcher ended before exec; nothing of the request ever ran."""
-
-
-class StepFailed(LauncherError):
-    """One step between request and exec failed; nothing of the request ever ran.
-
-    `step` is one of request, receive, stdout, stderr, chdir, rlimit, exec, or a step of parking:
-    fork, pdeathsig, setsid, oom_score_adj, join. `code` is the errno.
-    """
-
-    def __init__(self, step: str, code: int, subject: str = "") -> None:
-        named = f"{step} {subject}" if subject else step
-        super().__init__(f"{named}: {os.strerror(code)}")
-        self.step = step
-        self.code = code
-
-
 class Place(Protocol):
     """Where a launcher waits: it writes itself into each of these cgroup.procs files, in order."""
 
@@ -82,142 +50,6 @@ class Place(Protocol):
 
 
 PlaceT = TypeVar("PlaceT", bound=Place)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a parked launcher becomes.
-
-    argv[0] is searched on the PATH of `environment`, which replaces the agent's altogether. The
-    output files are opened for append and created with mode 0644; the same path twice is one
-    file. `rlimits` are (resource, soft, hard) as in `resource.setrlimit`.
-    """
-
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    working_directory: str
-    stdout_path: str
-    stderr_path: str
-    rlimits: tuple[tuple[int, int, int], ...] = ()
-
-    def encode(self) -> bytes:
-        """Return the bytes launcher.c reads.
-
-        Raises:
-            RequestRefused: empty argv, a NUL byte, a bad variable name, or beyond a bound.
-        """
-        if not self.argv or not self.argv[0]:
-            raise RequestRefused("the command is empty: argv needs a program")
-        count = len(self.argv) + len(self.environment)
-        if count > REQUEST_STRINGS_MAX:
-            raise RequestRefused(
-                f"{count} arguments and variables, at most {REQUEST_STRINGS_MAX} are allowed"
-            )
-        if len(self.rlimits) > RLIMITS_MAX:
-            raise RequestRefused(f"{len(self.rlimits)} rlimits, at most {RLIMITS_MAX} are allowed")
-        for name in self.environment:
-            if not name or "=" in name:
-                raise RequestRefused(f"environment variable name {name!r} is empty or contains '='")
-        variables = (f"{name}={value}" for name, value in self.environment.items())
-        paths = (self.working_directory, self.stdout_path, self.stderr_path)
-        parts = [struct.pack("=III", len(self.argv), len(self.environment), len(self.rlimits))]
-        parts += [struct.pack("=IQQ", *_unsigned(limit)) for limit in self.rlimits]
-        parts += [_encode_string(text) for text in (*paths, *self.argv, *variables)]
-        body = b"".join(parts)
-        if len(body) > REQUEST_BYTES_MAX:
-            raise RequestRefused(
-                f"arguments and environment take {len(body)} bytes, "
-                f"at most {REQUEST_BYTES_MAX} are allowed"
-            )
-        return struct.pack("=II", REQUEST_MAGIC, len(body)) + body
-
-    def subject_of(self, step: str) -> str:
-        """Return the thing that a failed step was about, for its message."""
-        subjects = {
-            "stdout": self.stdout_path,
-            "stderr": self.stderr_path,
-            "chdir": self.working_directory,
-            "exec": self.argv[0],
-        }
-        return subjects.get(step, "")
-
-
-def _unsigned(limit: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Turn RLIM_INFINITY, -1 in Python, into the all-ones word that C means."""
-    resource, soft, hard = limit
-    return resource, soft & 0xFFFF_FFFF_FFFF_FFFF, hard & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def _encode_string(text: str) -> bytes:
-    encoded = os.fsencode(text)
-    if b"\0" in encoded:
-        raise RequestRefused(f"{text[:80]!r} contains a NUL byte")
-    return struct.pack("=I", len(encoded)) + encoded + b"\0"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a process ended; both None when someone else collected the status."""
-
-    exit_code: int | None
-    signal: int | None
-
-
-@dataclass(slots=True)
-class ChildProcess:
-    """A child of this process, held by a pidfd so that its pid can never mean another process."""
-
-    pid: int
-    pidfd: int = field(init=False)
-    _callback: Callable[[], None] | None = field(init=False, default=None)
-    _watched_by: asyncio.AbstractEventLoop | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.pidfd = os.pidfd_open(self.pid)
-
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Call back once from the running loop when the process has ended, in place of another."""
-        self._callback = callback
-        if self._watched_by is None:
-            self._watched_by = asyncio.get_running_loop()
-            self._watched_by.add_reader(self.pidfd, self._ended)
-
-    def forget_end(self) -> None:
-        """Withdraw on_end. The loop goes on looking: the next on_end most often follows soon."""
-        self._callback = None
-
-    def _ended(self) -> None:
-        self._unwatch()
-        callback, self._callback = self._callback, None
-        if callback is not None:  # else whoever asks next is told at once
-            callback()
-
-    def _unwatch(self) -> None:
-        if self._watched_by is not None:
-            self._watched_by.remove_reader(self.pidfd)
-            self._watched_by = None
-
-    def send_signal(self, number: int) -> None:
-        """Signal this very process; nothing happens when it has already ended."""
-        try:
-            signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            return  # ended: what the caller wanted, or too late for it
-
-    def collect(self) -> ExitStatus:
-        """Collect the status of the ended process and let go of it; to be called once."""
-        self._unwatch()
-        try:
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        except ChildProcessError:
-            result = None
-        finally:
-            os.close(self.pidfd)
-        if result is None:
-            return ExitStatus(None, None)
-        if result.si_code == os.CLD_EXITED:
-            return ExitStatus(result.si_status, None)
-        return ExitStatus(None, result.si_status)
 
 
 class ForkServer:
@@ -257,7 +89,7 @@ class ForkServer:
             if pid < 0:
                 raise StepFailed("fork", -pid)
             ours.setblocking(False)
-            return _adopt(pid), ours
+            return adopt(pid), ours
         except BaseException:
             ours.close()
             raise
@@ -315,20 +147,10 @@ class ForkServer:
             theirs.close()
         ours.settimeout(FORK_TIMEOUT_SECONDS)
         try:
-            self._process, self._channel = _adopt(pid), ours
+            self._process, self._channel = adopt(pid), ours
         except BaseException:
             ours.close()
             raise
-
-
-def _adopt(pid: int) -> ChildProcess:
-    """Return the child; one that cannot be held by a pidfd is ended and collected."""
-    try:
-        return ChildProcess(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)  # not collected yet, so the pid is still its own
-        os.waitpid(pid, 0)
-        raise
 
 
 class ParkedLauncher(Generic[PlaceT]):

@@ -21,18 +21,16 @@ from pathlib import Path
 import pytest
 from support.processes import SOURCE, is_running, launcher_path, until
 
-from allocator.launcher import (
+from allocator.children import ExitStatus
+from allocator.launch_request import (
     REQUEST_MAGIC,
-    ExitStatus,
-    ForkServer,
     LauncherDied,
     LauncherMissing,
-    LauncherPool,
-    ParkedLauncher,
     Request,
     RequestRefused,
     StepFailed,
 )
+from allocator.launcher import ForkServer, LauncherPool, ParkedLauncher
 
 # Prints what a task finds itself to be.
 PORTRAIT = """

@@ -36,7 +36,8 @@ from agent.memory import MemoryReading
 from agent.runner import Exit, Launch, Runner, StartError
 from agent.running import Running
 from agent.watchdog import Watchdog
-from allocator.launcher import LauncherPool, StepFailed
+from allocator.launch_request import StepFailed
+from allocator.launcher import LauncherPool
 
 # A child in a session of its own, with an emptied environment, that ignores SIGTERM and whose
 # parent ends at once; it prints its pid. What a daemon does.

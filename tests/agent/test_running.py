@@ -14,7 +14,7 @@ from agent.attempt import Key
 from agent.enforce import Enforcement
 from agent.group import EnforcementError, Group, NodeMemory, OomFacts
 from agent.running import Attempt, Launch, Running
-from allocator.launcher import ChildProcess, ExitStatus
+from allocator.children import ChildProcess, ExitStatus
 
 GIB = 1 << 30
 KEY: Key = (1, 1)

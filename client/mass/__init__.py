@@ -19,15 +19,11 @@ if TYPE_CHECKING:
         MassClientError,
         NotFound,
         Refused,
-        TaskCancelled,
-        TaskFailed,
-        TaskLost,
-        TaskOutOfMemory,
-        TaskTimedOut,
         Unreachable,
         WaitTimeout,
     )
     from mass.executor import Executor
+    from mass.failures import TaskCancelled, TaskFailed, TaskLost, TaskOutOfMemory, TaskTimedOut
     from mass.model import OomCause, TaskInfo, TaskOptions, TaskSpec, TaskState
 
 _HOMES = {
@@ -42,15 +38,15 @@ _HOMES = {
     "OomCause": "model",
     "Refused": "errors",
     "Task": "client",
-    "TaskCancelled": "errors",
-    "TaskFailed": "errors",
+    "TaskCancelled": "failures",
+    "TaskFailed": "failures",
     "TaskInfo": "model",
-    "TaskLost": "errors",
+    "TaskLost": "failures",
     "TaskOptions": "model",
-    "TaskOutOfMemory": "errors",
+    "TaskOutOfMemory": "failures",
     "TaskSpec": "model",
     "TaskState": "model",
-    "TaskTimedOut": "errors",
+    "TaskTimedOut": "failures",
     "Unreachable": "errors",
     "WaitTimeout": "errors",
 }

@@ -12,7 +12,7 @@ from typing import TypeAlias, Unpack
 
 from mass.address import controller_address
 from mass.effects import BlockingRunner
-from mass.errors import task_failed
+from mass.failures import task_failed
 from mass.flows import PATIENCE_SECONDS, Command, Element, Flows, TaskLike, every_change
 from mass.model import TaskInfo, TaskInfos, TaskOptions, TaskSpec, TaskState
 

@@ -37,7 +37,8 @@ from mass.callfile import (
     write_whole,
 )
 from mass.client import Client
-from mass.errors import CallError, InvalidValue, MassClientError, Refused, task_failed
+from mass.errors import CallError, InvalidValue, MassClientError, Refused
+from mass.failures import task_failed
 from mass.flows import PATIENCE_SECONDS
 from mass.model import TaskInfo, TaskOptions, TaskSpec, TaskState
 

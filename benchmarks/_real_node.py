@@ -1,8 +1,8 @@
-"""A node for the memory benchmarks: a group of cgroup v1 with a hard limit, and an observer.
+"""A node for the memory benchmarks: a group of cgroup v1 or v2 with a hard limit, and an observer.
 
 Owns the group and what runs in it; everything is ended and removed at `close`. The observer trusts
 no scheduler: what began and ended it reads from the tasks' own log, what they hold from /proc, and
-what the kernel killed from its log. Needs root and a cgroup v1 memory controller.
+what the kernel killed from its log. Needs root and a memory controller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MOUNT = Path("/sys/fs/cgroup/memory")
+V2 = Path("/sys/fs/cgroup")
+HAS_V2 = (V2 / "cgroup.controllers").exists()
+MOUNT = V2 if HAS_V2 else V2 / "memory"
+LIMIT = "memory.max" if HAS_V2 else "memory.limit_in_bytes"
+SWAP_LIMIT = "memory.swap.max" if HAS_V2 else "memory.memsw.limit_in_bytes"  # v1: with memory
 HOG_SOURCE = Path(__file__).with_name("hog.c")
 LOOK_SECONDS = 0.05
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -66,10 +70,10 @@ class MemoryNode:
         subprocess.run([compiler, "-O2", "-o", str(self.hog), str(HOG_SOURCE)], check=True)
         self.log.touch()
         self._clear()
-        self.group.mkdir()
-        (self.group / "memory.limit_in_bytes").write_text(str(memory_bytes))
+        _make_group(self.group)
+        (self.group / LIMIT).write_text(str(memory_bytes))
         with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting
-            (self.group / "memory.memsw.limit_in_bytes").write_text(str(memory_bytes))
+            (self.group / SWAP_LIMIT).write_text("0" if HAS_V2 else str(memory_bytes))
         self._kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self._kernel_log, 0, os.SEEK_END)
         self._write_meminfo(0)
@@ -168,7 +172,8 @@ class MemoryNode:
         except OSError:
             return 0
         values = dict(line.split() for line in lines)
-        return int(values["total_rss"]) + int(values.get("total_shmem", 0))
+        names = ("anon", "shmem") if HAS_V2 else ("total_rss", "total_shmem")
+        return sum(int(values.get(name, 0)) for name in names)
 
     def _write_meminfo(self, used_bytes: int) -> None:
         free = (self.memory_bytes - used_bytes) >> 10
@@ -203,8 +208,14 @@ def probe() -> str:
         return "making a node needs root"
     trial = MOUNT / f"mass-bench-probe-{os.getpid()}"
     try:
-        trial.mkdir()
+        _make_group(trial)
         trial.rmdir()
     except OSError as error:
-        return f"no group of the cgroup v1 memory controller can be made at {MOUNT}: {error}"
+        return f"no group of the memory controller can be made at {MOUNT}: {error}"
     return ""
+
+
+def _make_group(group: Path) -> None:
+    if HAS_V2:
+        (MOUNT / "cgroup.subtree_control").write_text("+memory")
+    group.mkdir()

@@ -11,17 +11,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from e2e.conftest import MakeCluster
 from mass.v1 import types_pb2
 from support.cluster import AGENT_ENTRY, MIB, Cluster, eater
-from support.processes import why_no_cgroup1
+from support.groups import Container, container, why_no_groups
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(bool(why_no_cgroup1()), reason=f"no memory groups: {why_no_cgroup1()}"),
+    pytest.mark.skipif(bool(why_no_groups()), reason=why_no_groups()),
 ]
 
 NODE_MIB = 512
@@ -144,29 +143,18 @@ def test_task_that_ignores_sigterm_is_ended_nevertheless(make_cluster: MakeClust
 
 
 @pytest.fixture
-def container() -> Iterator[Path]:
-    """Make a memory group of 1 GiB to run an agent in, as in a container."""
-    own = next(
-        line.split(":", 2)[2]
-        for line in Path("/proc/self/cgroup").read_text().splitlines()
-        if "memory" in line.split(":")[1].split(",")
-    )
-    parent = Path("/sys/fs/cgroup/memory", own.lstrip("/"))
-    if not parent.is_dir():
-        pytest.skip(f"the own memory group {parent} cannot be seen")
-    group = parent / f"container-{os.getpid()}"
-    group.mkdir()
-    (group / "memory.limit_in_bytes").write_text(str(1_024 * MIB))
-    yield group
-    group.rmdir()
+def box() -> Iterator[Container]:
+    """Give a container of 1 GiB to run an agent in."""
+    with container(1_024) as made:
+        yield made
 
 
 def test_hog_outside_of_mass_makes_the_youngest_give_way_until_it_is_gone(
-    container: Path, make_cluster: MakeCluster
+    box: Container, make_cluster: MakeCluster
 ) -> None:
     cluster = make_cluster()
     cluster.start_controller(MASS_MEMORY_LIMITS="elastic")
-    join = f"import os, runpy; open('{container}/cgroup.procs', 'w').write(str(os.getpid()));"
+    join = f"import os, runpy; open('{box.agent}/cgroup.procs', 'w').write(str(os.getpid()));"
     cluster.start_agent(
         "small", entry=("-c", f"{join} runpy.run_module('{AGENT_ENTRY[1]}', run_name='__main__')")
     )
@@ -175,7 +163,7 @@ def test_hog_outside_of_mass_makes_the_youngest_give_way_until_it_is_gone(
     old = old_tasks(cluster, 3.0)
     young = cluster.submit_one(*grower(500, 100), memory_request_bytes=64 * MIB)
     cluster.wait_state(young, "RUNNING")
-    joined = ["sh", "-c", f'echo $$ > {container}/cgroup.procs; exec "$0" "$@"']
+    joined = ["sh", "-c", f'echo $$ > {box.others}/cgroup.procs; exec "$0" "$@"']
     with subprocess.Popen([*joined, *grower(450, 300, 60)], stdout=subprocess.PIPE) as hog:
         try:
             until_ended_by_the_guard(cluster, young)
@@ -213,11 +201,11 @@ def test_guard_acts_while_the_controller_is_gone_and_the_end_is_told_later(
 
 
 def test_task_that_another_memory_killer_ends_is_recorded_so(
-    container: Path, make_cluster: MakeCluster
+    box: Container, make_cluster: MakeCluster
 ) -> None:
     cluster = make_cluster()
     cluster.start_controller(MASS_MEMORY_LIMITS="elastic")
-    join = f"import os, runpy; open('{container}/cgroup.procs', 'w').write(str(os.getpid()));"
+    join = f"import os, runpy; open('{box.agent}/cgroup.procs', 'w').write(str(os.getpid()));"
     cluster.start_agent(
         "small", entry=("-c", f"{join} runpy.run_module('{AGENT_ENTRY[1]}', run_name='__main__')")
     )
@@ -229,7 +217,7 @@ def test_task_that_another_memory_killer_ends_is_recorded_so(
     assert task.oom_cause == types_pb2.OOM_CAUSE_UNSPECIFIED
     cluster.wait_state(victim, "RUNNING")
     cluster.until(lambda: pids.exists() and pids.read_text().strip(), "its process is known")
-    joined = ["sh", "-c", f'echo $$ > {container}/cgroup.procs; exec "$0" "$@"']
+    joined = ["sh", "-c", f'echo $$ > {box.others}/cgroup.procs; exec "$0" "$@"']
     with subprocess.Popen([*joined, *grower(880, 2_000, 60)], stdout=subprocess.PIPE) as hog:
         try:
             assert hog.stdout is not None

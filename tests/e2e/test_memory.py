@@ -14,13 +14,11 @@ from e2e.conftest import MakeCluster
 from mass.v1 import types_pb2
 from support import watchdog_agent
 from support.cluster import GIB, MIB, Cluster, eater
-from support.processes import why_no_cgroup1
+from support.groups import why_no_groups
 
 pytestmark = pytest.mark.e2e
 
-needs_groups = pytest.mark.skipif(
-    bool(why_no_cgroup1()), reason=f"no memory groups: {why_no_cgroup1()}"
-)
+needs_groups = pytest.mark.skipif(bool(why_no_groups()), reason=why_no_groups())
 REACTION_SECONDS_MAX = 2.0
 HOG_MIB = 1_024  # so much that what else happens on the machine does not tip the scale
 

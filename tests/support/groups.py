@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from support.processes import MIB, WAIT_SECONDS_MAX
@@ -56,6 +57,40 @@ def why_not(way: str) -> str:
     except EnforcementError as error:
         return str(error)
     return ""
+
+
+def kernel_way() -> str:
+    """Return the way in which the kernel can hold tasks here, as an agent would choose it; or none.
+
+    With cgroup v2 this process may move into a leaf of its group, as an agent does.
+    """
+    return next((way for way in (Cgroup2.name, Cgroup1.name) if not why_not(way)), "")
+
+
+def why_no_groups() -> str:
+    """Return why the kernel cannot hold tasks here, empty when it can."""
+    return "" if kernel_way() else f"no memory groups: {why_not('cgroup2')}; {why_not('cgroup1')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A group with a limit to run an agent in, and one inside it for programs that are no tasks."""
+
+    agent: Path
+    others: Path
+
+
+@contextlib.contextmanager
+def container(limit_mib: int) -> Iterator[Container]:
+    """Give a group of that limit, as a container is one."""
+    way = kernel_way()
+    with outer_group(way, limit_mib) as outer:
+        # With v2 a group has members or groups with limits below it, not both.
+        others = outer / "others" if way == Cgroup2.name else outer
+        others.mkdir(exist_ok=True)
+        yield Container(outer, others)
+        for inner in outer.glob("*/"):
+            inner.rmdir()
 
 
 def make(way: str, node_name: str = NODE, parent: Path | None = None) -> Enforcement:

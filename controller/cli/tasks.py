@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,7 +78,7 @@ def list_tasks(
     ] = None,
     sort: Annotated[
         TaskOrder, typer.Option("--sort", help="In which order; the highest first.")
-    ] = TaskOrder.ID,
+    ] = TaskOrder.STATE,
     count: Annotated[
         int, typer.Option("--limit", metavar="N", min=0, help="How many; 0 means all.")
     ] = 100,
@@ -86,28 +86,37 @@ def list_tasks(
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """List tasks, newest first. With --sort those are sorted that the limit lets through."""
+    """List tasks: running ones first, then starting, waiting and ended ones.
+
+    The limit lets those through that come first in this order, with --sort id the newest; other
+    orders sort those.
+    """
     with open_session(controller, insecure, output) as session:
         from controller.cli.records import task_record, task_states_of
+        from controller.cli.task_order import gather
 
         since_ns = 0
         if since is not None:
             since_ns = time.time_ns() - parse_duration(since, "since")
-        tasks, more = session.client.tasks(
-            count or ALL,
-            task_states_of(state or []),
-            name=name,
-            user=user,
-            array_id=array,
-            since_ns=since_ns,
-        )
-        tasks = _sorted(tasks, sort)
+        count_max, states = count or ALL, task_states_of(state or [])
+        wanted: dict[str, Any] = {
+            "name": name,
+            "user": user,
+            "array_id": array,
+            "since_ns": since_ns,
+        }
+        if sort is TaskOrder.ID:
+            tasks, more = session.client.tasks(count_max, states, **wanted)
+        else:
+            tasks, more = gather(session.client, count_max, states, **wanted)
+            tasks = _sorted(tasks[:count_max], sort)
         if session.json:
             print_json([task_record(task) for task in tasks])
         else:
             print_table(TASK_COLUMNS, [task_row(task) for task in tasks])
         if more:
-            session.note(f"only the newest {len(tasks)}; see more with --limit")
+            which = "the newest" if sort is TaskOrder.ID else "the first"
+            session.note(f"only {which} {len(tasks)}; see more with --limit")
 
 
 @app.command("show")
@@ -254,15 +263,13 @@ def explain_task(
 
 
 def _sorted(tasks: list[Task], order: TaskOrder) -> list[Task]:
-    from controller.cli.records import runtime_seconds, task_state
+    from controller.cli.records import runtime_seconds
 
     match order:
         case TaskOrder.MEMORY:
             return sorted(tasks, key=lambda t: -max(t.memory_used_bytes, t.memory_peak_bytes))
         case TaskOrder.RUNTIME:
             return sorted(tasks, key=lambda task: -(runtime_seconds(task) or 0.0))
-        case TaskOrder.STATE:
-            return sorted(tasks, key=task_state)
         case TaskOrder.NAME:
             return sorted(tasks, key=lambda task: task.spec.name)
     return tasks

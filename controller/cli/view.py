@@ -17,6 +17,7 @@ from controller.cli.alerts import ALERT_COLUMNS, alert_row
 from controller.cli.columns import GAP, Fitted, fit
 from controller.cli.output import printable
 from controller.cli.records import alert_state, alert_subject, node_pressure, node_state, task_state
+from controller.cli.task_order import gather, newest_first
 from controller.cli.tasks import TASK_COLUMNS, task_row
 from controller.cli.units import format_size
 
@@ -33,18 +34,11 @@ TASKS_SHOWN_MAX = 100
 PLAIN_NODES_SECONDS = 5.0
 BAR_WIDTH_MAX = 32
 BAR_WIDTH_MIN = 8
-RUNNING_STATES = (
-    types_pb2.TASK_STATE_ASSIGNED,
-    types_pb2.TASK_STATE_STARTING,
-    types_pb2.TASK_STATE_RUNNING,
-    types_pb2.TASK_STATE_PAUSED,
-    types_pb2.TASK_STATE_STOPPING,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is shown at one instant; tasks are the newest and all that run, newest first."""
+    """What is shown at one instant; tasks are the newest and those that run, which come first."""
 
     nodes: tuple[types_pb2.Node, ...]
     tasks: tuple[types_pb2.Task, ...]
@@ -60,12 +54,10 @@ class Screen(Protocol):
 
 
 def take_snapshot(client: Client) -> Snapshot:
-    """Return what the controller says now; at most 100 running and 100 recent tasks."""
-    recent, _ = client.tasks(TASKS_SHOWN_MAX)
-    running, _ = client.tasks(TASKS_SHOWN_MAX, RUNNING_STATES)
-    tasks = {task.id: task for task in (*running, *recent)}
-    by_age = sorted(tasks.values(), key=lambda task: _number(task.id), reverse=True)
-    return Snapshot(tuple(client.nodes()), tuple(by_age), tuple(client.alerts()), client.pool())
+    """Return what the controller says now: of tasks the newest 100, and 100 that run, that start
+    and that wait."""
+    tasks, _ = gather(client, TASKS_SHOWN_MAX)
+    return Snapshot(tuple(client.nodes()), tuple(tasks), tuple(client.alerts()), client.pool())
 
 
 def display_results(results: Snapshot, screen: Screen) -> None:
@@ -98,7 +90,8 @@ class PlainScreen:
             for node in results.nodes:
                 self._write(printable(node_line(node)))
             self._write(pool_line(results.pool))
-        tasks = {task.id: task_line(task) for task in reversed(results.tasks)}
+        by_age = sorted(results.tasks, key=newest_first, reverse=True)
+        tasks = {task.id: task_line(task) for task in by_age}
         self._write_changes(self._task_lines, tasks)
         self._task_lines = tasks
         alerts = {(alert.name, alert_subject(alert)): alert_line(alert) for alert in results.alerts}
@@ -305,8 +298,3 @@ def _left_out(count: int, what: str) -> list[RenderableType]:
     from rich.text import Text
 
     return [Text(f"and {count} more {what}", style="dim")] if count > 0 else []
-
-
-def _number(task_id: str) -> tuple[int, int]:
-    first, _, element = task_id.partition("_")
-    return int(first), int(element or 0)

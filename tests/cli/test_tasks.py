@@ -21,22 +21,22 @@ def holding(fake: FakeController, *tasks: types_pb2.Task) -> None:
     fake.tasks.update((one.id, one) for one in tasks)
 
 
-def test_list_is_a_table_newest_first(mass: Mass, fake: FakeController) -> None:
+def test_list_is_a_table_with_ended_tasks_last(mass: Mass, fake: FakeController) -> None:
     holding(
         fake,
-        task("1", "SUCCEEDED", memory_peak_bytes=3 << 29, node_id="n1"),
-        task("2", "PENDING", reason="no node has 1 GiB to promise"),
+        task("1", "PENDING", reason="no node has 1 GiB to promise"),
+        task("2", "SUCCEEDED", memory_peak_bytes=3 << 29, node_id="n1"),
     )
     outcome = mass("task", "list")
     assert outcome.code == 0
-    header, second, first = outcome.out.splitlines()
+    header, waiting, ended = outcome.out.splitlines()
     assert header.split() == [
         "ID", "NAME", "STATE", "NODE", "USED/PEAK", "REQUEST", "RUNTIME", "REASON",
     ]  # fmt: skip
-    assert second.split(maxsplit=8)[:-1] == ["2", "sleep", "PENDING", "-", "-", "1", "GiB", "-"]
-    assert second.endswith("  no node has 1 GiB to promise")
-    assert first.split() == [
-        "1", "sleep", "SUCCEEDED", "n1", "-/1.5", "GiB", "1", "GiB", "1m00s",
+    assert waiting.split(maxsplit=8)[:-1] == ["1", "sleep", "PENDING", "-", "-", "1", "GiB", "-"]
+    assert waiting.endswith("  no node has 1 GiB to promise")
+    assert ended.split() == [
+        "2", "sleep", "SUCCEEDED", "n1", "-/1.5", "GiB", "1", "GiB", "1m00s",
     ]  # fmt: skip
 
 
@@ -47,8 +47,36 @@ def test_list_pages_until_the_limit_and_says_that_there_is_more(
     fake.page_size_max = 2
     outcome = mass("task", "list", "--limit", "5")
     assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == list("76543")
-    assert outcome.err == "mass: only the newest 5; see more with --limit\n"
+    assert outcome.err == "mass: only the first 5; see more with --limit\n"
     assert len(mass("task", "list", "--limit", "0", "-o", "json").json) == 7
+    newest = mass("task", "list", "--limit", "5", "--sort", "id")
+    assert newest.err == "mass: only the newest 5; see more with --limit\n"
+
+
+def test_what_runs_is_listed_before_what_starts_waits_and_has_ended(
+    mass: Mass, fake: FakeController
+) -> None:
+    states = ["RUNNING", "ASSIGNED", "HELD", "SUCCEEDED", "PENDING", "STARTING", "PAUSED", "FAILED"]
+    holding(fake, *(task(str(number), state) for number, state in enumerate(states, 1)))
+
+    def listed(*words: str) -> str:
+        return " ".join(one["id"] for one in mass("task", "list", "-o", "json", *words).json)
+
+    assert listed() == "7 1 6 2 5 3 8 4"
+    assert listed("--sort", "id") == "8 7 6 5 4 3 2 1"
+    assert listed("--state", "failed", "--state", "assigned") == "2 8"
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 20])
+def test_of_a_burst_the_limit_lets_through_what_runs_each_once(
+    mass: Mass, fake: FakeController, limit: int
+) -> None:
+    burst = ["SUCCEEDED"] * 5 + ["RUNNING"] * 2 + ["ASSIGNED"] * 2 + ["PENDING"] * 30
+    holding(fake, *(task(str(number), state) for number, state in enumerate(burst, 1)))
+    fake.page_size_max = 3
+    outcome = mass("task", "list", "--limit", str(limit), "-o", "json")
+    whole = ["7", "6", "9", "8", *map(str, range(39, 9, -1)), "5", "4", "3", "2", "1"]
+    assert [one["id"] for one in outcome.json] == whole[:limit]
 
 
 def test_list_keeps_only_the_states_asked_for(mass: Mass, fake: FakeController) -> None:

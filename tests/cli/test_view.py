@@ -194,7 +194,7 @@ def test_changing_value_of_an_alert_adds_no_line() -> None:
     assert len(lines) == count
 
 
-def test_snapshot_holds_all_that_runs_and_the_newest(
+def test_snapshot_holds_first_all_that_runs_and_then_the_newest(
     mass: Mass, fake: FakeController, served: Served
 ) -> None:
     del mass
@@ -204,5 +204,5 @@ def test_snapshot_holds_all_that_runs_and_the_newest(
     client = Client(parse_address(served.address), lambda _: None)
     results = take_snapshot(client)
     client.close()
-    assert [task.id for task in results.tasks] == [*map(str, range(199, 99, -1)), "5"]
+    assert [task.id for task in results.tasks] == ["5", *map(str, range(199, 99, -1))]
     assert [node.id for node in results.nodes] == ["n1"]

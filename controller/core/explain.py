@@ -29,6 +29,11 @@ from controller.core.results import Results
 from controller.core.task_events import gibibytes
 
 REFUSALS_SHOWN_MAX = 100
+# What its user does so that a task goes on that waits for nothing else.
+LET_GO = {
+    TaskState.HELD: ("release", "be placed"),
+    TaskState.PAUSED: ("resume", "go on"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +275,9 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
     """Return why a task is in its state, the most important first."""
     code, reason = pending_reason(cluster, results, task)
     lines = [f"task {task.id} is {task.state.value}" + (f": {reason}" if reason else "")]
+    if task.state in LET_GO:
+        command, then = LET_GO[task.state]
+        lines.append(f"'mass task {command} {task.label}' lets it {then}")
     if task.state is TaskState.PENDING:
         waiting = len(cluster.queue)
         others = "1 task is" if waiting == 1 else f"{waiting} tasks are"

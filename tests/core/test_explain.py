@@ -7,6 +7,7 @@ from support.harness import SMALL, Harness
 
 from controller.core import explain
 from controller.core.explain import REFUSALS_SHOWN_MAX, NodeRefusal
+from controller.core.model import TaskAction
 
 
 def why(world: Harness, task_id: int) -> list[str]:
@@ -86,6 +87,25 @@ def test_requeued_task_says_why_it_was_queued_again() -> None:
         assert [(r.code, r.reason) for r in refusals(world, 1)] == [
             ("CORDONED", "cordoned: new disk")
         ]
+
+
+def test_held_and_paused_tasks_name_the_command_that_lets_them_go() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec(hold=True))
+        assert why(world, 1) == [
+            "task 1 is HELD",
+            "'mass task release 1' lets it be placed",
+        ]
+        world.control(TaskAction.RELEASE, 1)
+        world.started(1)
+        world.control(TaskAction.PAUSE, 1)
+        assert why(world, 1)[:2] == [
+            "task 1 is PAUSED: paused by its user",
+            "'mass task resume 1' lets it go on",
+        ]
+        world.control(TaskAction.RESUME, 1)
+        assert not any("mass task" in line for line in why(world, 1))
 
 
 def test_ended_and_placed_tasks_have_no_refusals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ from controller.cli.units import (
 from controller.core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from mass.v1.types_pb2 import Task
+    from mass.v1.types_pb2 import Task, TaskState
 
 app = new_group("Look at tasks, wait for them, read their output, cancel them, ask why.")
 
@@ -59,6 +60,9 @@ ByStateOption = Annotated[
     list[str] | None,
     typer.Option("--state", metavar="STATE", help="Those in this state; repeatable."),
 ]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Only submitted in the last: 2h.")
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A task id, or last.")]
 
 
@@ -73,9 +77,7 @@ def list_tasks(
     ] = "",
     user: Annotated[str, typer.Option("--user", metavar="USER", help="Only of this user.")] = "",
     array: Annotated[str, typer.Option("--array", metavar="ID", help="Only its elements.")] = "",
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Only submitted in the last: 2h.")
-    ] = None,
+    since: SinceOption = None,
     sort: Annotated[
         TaskOrder, typer.Option("--sort", help="In which order; the highest first.")
     ] = TaskOrder.STATE,
@@ -143,6 +145,7 @@ def wait_for_tasks(
     ids: SomeIdsArgument = None,
     name: ByNameOption = "",
     state: ByStateOption = None,
+    since: SinceOption = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
     progress: Annotated[
         bool | None,
@@ -152,11 +155,15 @@ def wait_for_tasks(
     insecure: InsecureOption = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Wait until tasks have ended; end with the code of the first that failed."""
+    """Wait until tasks have ended; end with the code of the first that failed.
+
+    By name those count as well that have ended before, as if they had been waited for.
+    """
     with open_session(controller, insecure, output) as session:
         from controller.cli.follow import wait_for_end
 
-        tasks, code = wait_for_end(session, select_some(session, ids, name, state), quiet, progress)
+        found = select_some(session, ids, name, state, since, with_ended=True)
+        tasks, code = wait_for_end(session, found, quiet, progress)
         if session.json:
             _print_records(tasks)
         raise typer.Exit(code)
@@ -344,11 +351,16 @@ def _print_records(tasks: list[Task]) -> None:
 
 
 def select_some(
-    session: Session, ids: list[str] | None, name: str, states: list[str] | None
+    session: Session,
+    ids: list[str] | None,
+    name: str,
+    states: list[str] | None,
+    since: str | None = None,
+    with_ended: bool = False,
 ) -> list[str]:
     """Return the ids that selectors name, or else those of the tasks found by name and state.
 
-    By name alone only tasks that have not ended are meant.
+    By name alone only tasks that have not ended are meant, unless `with_ended`.
 
     Raises:
         InvalidRequest: both or neither of the ways are used, or more than one call takes are found.
@@ -357,23 +369,33 @@ def select_some(
     if bool(ids) == bool(name or states):
         raise InvalidRequest("name tasks by their ids, or by --name and --state")
     if ids:
+        if since is not None:
+            raise InvalidRequest("--since goes with --name and --state, not with ids")
         return select(session, ids)
-    from controller.cli.records import ENDED_STATES, task_states_of
+    from controller.cli.records import task_states_of
     from controller.cli.selectors import TASKS_MAX
+    from controller.cli.task_order import OPEN_STATES
 
-    tasks, more = session.client.tasks(TASKS_MAX, task_states_of(states or []), name=name)
+    wanted: Sequence[TaskState | str] = task_states_of(states or [])
+    if not wanted and not with_ended:
+        # Asked for, not picked afterwards: the bound is no matter of how many have ended.
+        wanted = OPEN_STATES
+    tasks, more = session.client.tasks(TASKS_MAX, wanted, name=name, since_ns=_since_ns(since))
     if more:
         raise InvalidRequest(f"more than {TASKS_MAX:,} tasks are found; name fewer")
-    found = [task.id for task in tasks if states or task.state not in ENDED_STATES]
-    if not found:
-        raise NotFound("no task is found by that name and state")
-    return found
+    if not tasks:
+        which = "no task" if since is None else f"no task of the last {since}"
+        which += " that has not ended" if wanted is OPEN_STATES else ""
+        has = [f"the name '{name}'"] if name else []
+        has += [f"the state {' or '.join(map(str.upper, states))}"] if states else []
+        raise NotFound(f"{which} has {' and '.join(has)}")
+    return [task.id for task in tasks]
 
 
 def select(session: Session, texts: list[str]) -> list[str]:
+    """Return the ids that selectors name."""
     from controller.cli.selectors import select_tasks
 
-    """Return the ids that selectors name."""
     return select_tasks(texts, lambda: _newest(session))
 
 
@@ -382,6 +404,10 @@ def _select_one(session: Session, text: str) -> str:
     if len(ids) != 1:
         raise InvalidRequest(f"'{text}' names {len(ids)} tasks; this command takes one")
     return ids[0]
+
+
+def _since_ns(since: str | None) -> int:
+    return 0 if since is None else time.time_ns() - parse_duration(since, "since")
 
 
 def _newest(session: Session) -> str:

@@ -159,7 +159,13 @@ class FakeController(
     ) -> task_pb2.ListTasksResponse:
         self._trouble(context)
         newest = sorted(self.tasks.values(), key=lambda task: int(task.id), reverse=True)
-        chosen = [task for task in newest if not request.states or task.state in request.states]
+        chosen = [
+            task
+            for task in newest
+            if (not request.states or task.state in request.states)
+            and request.name in ("", task.spec.name)
+            and task.submitted_at.ToNanoseconds() >= request.since.ToNanoseconds()
+        ]
         first = int(request.page_token or 0)
         end = first + min(request.page_size or 100, self.page_size_max)
         token = str(end) if end < len(chosen) else ""

@@ -307,6 +307,32 @@ def test_wait_gives_the_first_failure_in_the_order_named(mass: Mass, fake: FakeC
     assert mass("task", "wait", "-q", "2", "1").out == ""
 
 
+def test_wait_by_name_counts_those_that_have_ended_before(mass: Mass, fake: FakeController) -> None:
+    holding(fake, task("1", "SUCCEEDED"), task("2", "FAILED", exit_code=7), task("3"))
+    fake.tasks["3"].spec.name = "other"
+    outcome = mass("task", "wait", "--name", "sleep")
+    assert (outcome.code, outcome.out) == (7, "task 2 FAILED\ntask 1 SUCCEEDED\n")
+    fake.tasks["2"] = task("2", "SUCCEEDED")
+    assert mass("task", "wait", "--name", "sleep").code == 0
+    newest = mass("task", "wait", "--name", "sleep", "--since", "1h")
+    assert (newest.code, newest.err) == (3, "mass: no task of the last 1h has the name 'sleep'\n")
+    assert mass("task", "wait", "1", "--since", "1h").code == 2
+
+
+@pytest.mark.parametrize("command", ["cancel", "hold", "pause"])
+def test_other_commands_mean_by_name_those_that_have_not_ended(
+    mass: Mass, fake: FakeController, command: str
+) -> None:
+    holding(fake, task("1", "SUCCEEDED"), task("2", "PENDING"))
+    assert "task 2 " in mass("task", command, "--name", "sleep").out
+    fake.tasks = {"1": task("1", "FAILED")}
+    outcome = mass("task", command, "--name", "sleep")
+    assert outcome.code == 3
+    assert outcome.err == "mass: no task that has not ended has the name 'sleep'\n"
+    both = mass("task", command, "--name", "sleep", "--state", "held", "--state", "lost")
+    assert both.err == "mass: no task has the name 'sleep' and the state HELD or LOST\n"
+
+
 def test_json_wait_is_an_array_in_the_order_named(mass: Mass, fake: FakeController) -> None:
     holding(fake, task("1", "SUCCEEDED", exit_code=0), task("2", "FAILED", exit_code=6))
     outcome = mass("task", "wait", "2", "1", "-o", "json")

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mass.units import size_words
+
 LOG = logging.getLogger(__name__)
 
 METRICS_MAX = 32
@@ -175,7 +177,7 @@ class OwnMetrics:
         except OSError as error:
             raise NotMeasured(error.strerror or str(error)) from None
         if len(content) > FILE_BYTES_MAX:
-            raise NotMeasured(f"larger than {FILE_BYTES_MAX} bytes")
+            raise NotMeasured(f"larger than {size_words(FILE_BYTES_MAX)}")
         return status.st_mtime_ns, dict(parse_text(content.decode(errors="replace")))
 
 
@@ -221,7 +223,7 @@ async def _read(process: asyncio.subprocess.Process) -> bytes:
     while part := await process.stdout.read(OUTPUT_BYTES_MAX):
         output += part
         if len(output) > OUTPUT_BYTES_MAX:
-            raise NotMeasured(f"it prints more than {OUTPUT_BYTES_MAX} bytes")
+            raise NotMeasured(f"it prints more than {size_words(OUTPUT_BYTES_MAX)}")
     return output
 
 

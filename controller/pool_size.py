@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mass.units import size_words
+
 from allocator.ledger import Ledger
 from allocator.pool import Pool
 from allocator.series import CHUNK_SLOTS
@@ -72,8 +74,10 @@ def pool_bytes(limits: Limits, rules: RuleSet) -> int:
     if not limits.pool_bytes:
         return wanted.full_bytes
     if limits.pool_bytes < wanted.least_bytes:
+        # In bytes as well: who writes the rounded words may be below the bound again.
+        least = f"{size_words(wanted.least_bytes)} ({wanted.least_bytes:,} bytes)"
         raise InvalidRequest(
-            f"pool_bytes is {limits.pool_bytes}; {limits.nodes_max} nodes and"
-            f" {limits.tasks_running_max} running tasks need at least {wanted.least_bytes}"
+            f"pool is {size_words(limits.pool_bytes)}; {limits.nodes_max} nodes and"
+            f" {limits.tasks_running_max} running tasks need at least {least}"
         )
     return limits.pool_bytes

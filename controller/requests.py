@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from mass.units import told_apart
 from mass.v1 import task_pb2, types_pb2
 
 from controller.core.arrays import array_indexes
@@ -282,13 +283,12 @@ def _memory(message: types_pb2.TaskSpec, limits: Limits) -> tuple[int, int | Non
     request, limit = message.memory_request_bytes, message.memory_limit_bytes
     for field, value in (("mem", request), ("mem-limit", limit)):
         if not 0 <= value <= limits.memory_request_max_bytes:
-            raise InvalidRequest(
-                f"{field} is {value} bytes; it must be 0 to {limits.memory_request_max_bytes}"
-            )
+            asked, most = told_apart(value, limits.memory_request_max_bytes)
+            raise InvalidRequest(f"{field} is {asked}; it must be 0 B to {most}")
     if request and limit and limit < request:
+        least, most = told_apart(request, limit)
         raise InvalidRequest(
-            f"mem-limit {limit} bytes is below mem {request} bytes; a task could never use what"
-            " is reserved for it"
+            f"mem-limit {most} is below mem {least}; a task could never use what is reserved for it"
         )
     if message.memory_exact and not request:
         raise InvalidRequest("mem-exact needs mem: what would be reserved exactly?")
@@ -313,7 +313,8 @@ def _check_environment(environment: dict[str, str], limits: Limits) -> None:
 
 def _bytes_within(name: str, size: int, bound: int) -> None:
     if size > bound:
-        raise InvalidRequest(f"{name} has {size} bytes; the bound is {bound}")
+        has, most = told_apart(size, bound)
+        raise InvalidRequest(f"{name} has {has}; the bound is {most}")
 
 
 def task_id(text: str) -> int:

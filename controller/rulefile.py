@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import yaml
+from mass.units import size_words
 
 from controller.core.expression_text import ExpressionError, did_you_mean, duration_ns
 from controller.core.expressions import Expression
@@ -98,7 +99,7 @@ def _read_file(path: Path, loaded: Loaded) -> None:
     except OSError as error:
         raise place.error(f"the file cannot be read: {error.strerror or error}") from None
     if len(data) > bytes_max:
-        raise place.error(f"the file is larger than {bytes_max:,} bytes")
+        raise place.error(f"the file is larger than {size_words(bytes_max)}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

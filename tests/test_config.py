@@ -207,7 +207,7 @@ def test_address_of_the_network_needs_a_word(tmp_path: Path) -> None:
 def test_file_that_is_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "controller.toml"
     file.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    with pytest.raises(InvalidRequest, match="larger than 1,048,576 bytes"):
+    with pytest.raises(InvalidRequest, match="larger than 1 MiB"):
         load_config({}, {}, file)
     file.write_bytes(b"listen = 1\n# \xff\n")
     with pytest.raises(InvalidRequest, match=r"controller.toml:2: the text is not UTF-8"):

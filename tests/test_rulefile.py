@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mass.units import size_words
 
 from controller.core.expressions import Window, WindowFunction
 from controller.core.limits import MINUTE_NS, SECOND_NS, Limits
@@ -174,7 +175,7 @@ def test_file_larger_than_its_bound_is_refused(tmp_path: Path) -> None:
     limits = Limits(rule_file_bytes_max=len(text))
     assert len(load_rules([write(tmp_path, text)], limits)) == 3
     message = refusal(write(tmp_path, text + "\n"), limits)
-    assert message == f"rules.yaml: the file is larger than {len(text)} bytes"
+    assert message == f"rules.yaml: the file is larger than {size_words(len(text))}"
 
 
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

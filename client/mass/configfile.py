@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mass.errors import InvalidValue
+from mass.units import size_words
 
 FILE_BYTES_MAX = 1 << 20
 
@@ -79,7 +80,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise InvalidValue(f"{path}: the file cannot be read: {error.strerror}") from None
     if len(data) > FILE_BYTES_MAX:
-        raise InvalidValue(f"{path}: the file is larger than {FILE_BYTES_MAX:,} bytes")
+        raise InvalidValue(f"{path}: the file is larger than {size_words(FILE_BYTES_MAX)}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

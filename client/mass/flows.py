@@ -30,6 +30,7 @@ from mass.effects import (
 from mass.errors import InvalidValue, MassClientError, Unreachable, WaitTimeout
 from mass.model import TaskInfo, TaskInfos, TaskOptions, TaskSpec, TaskState
 from mass.status import code_of, failure_of, is_silence
+from mass.units import told_apart
 from mass.v1 import task_pb2, types_pb2
 
 log = logging.getLogger("mass.client")
@@ -252,9 +253,9 @@ class Flows:
             request_id=request_id or uuid.uuid4().hex, tasks=messages, user=self.user
         )
         if request.ByteSize() > MESSAGE_SENT_BYTES_MAX:
+            size, most = told_apart(request.ByteSize(), MESSAGE_SENT_BYTES_MAX)
             raise InvalidValue(
-                f"{len(messages)} tasks have {request.ByteSize()} bytes; one call carries "
-                f"{MESSAGE_SENT_BYTES_MAX}, so split them"
+                f"{len(messages)} tasks have {size}; one call carries {most}, so split them"
             )
         response = yield from self._call("SubmitTasks", request)
         return list(response.ids)

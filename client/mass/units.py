@@ -96,6 +96,28 @@ def size_text(value_bytes: int) -> str:
     return f"{value_bytes}B"
 
 
+def size_words(value_bytes: int) -> str:
+    """Return a size as people read it, with at most one decimal, for example `1.5 GiB`."""
+    value = float(abs(value_bytes))
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        # 1,023.95 would round to 1024.0 of the smaller unit.
+        if value < 1023.95:
+            break
+        value /= 1024
+        unit = larger
+    sign = "-" if value_bytes < 0 else ""
+    return f"{sign}{value:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def told_apart(*sizes_bytes: int) -> list[str]:
+    """Return sizes as people read them; with their bytes where different ones would read alike."""
+    words = [size_words(size) for size in sizes_bytes]
+    if len(set(words)) == len(set(sizes_bytes)):
+        return words
+    return [f"{word} ({size:,} bytes)" for word, size in zip(words, sizes_bytes, strict=True)]
+
+
 def duration_text(value_ns: int) -> str:
     """Return a duration as `duration_ns` reads it, in whole milliseconds: `1h30m`."""
     parts = []

@@ -16,6 +16,7 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
+from mass.units import told_apart
 from mass.v1 import (
     alert_pb2,
     alert_pb2_grpc,
@@ -152,9 +153,9 @@ class Client:
         """
         request = task_pb2.SubmitTasksRequest(request_id=uuid.uuid4().hex, tasks=specs, user=user)
         if request.ByteSize() > MESSAGE_SENT_BYTES_MAX:
+            size, most = told_apart(request.ByteSize(), MESSAGE_SENT_BYTES_MAX)
             raise InvalidRequest(
-                f"{len(specs):,} tasks have {request.ByteSize():,} bytes; one call carries "
-                f"{MESSAGE_SENT_BYTES_MAX:,}, so split them"
+                f"{len(specs):,} tasks have {size}; one call carries {most}, so split them"
             )
         return list(self._call(self._tasks.SubmitTasks, request).ids)
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from mass.units import told_apart
 from mass.v1 import task_pb2, types_pb2
 
 from controller.cli.follow import OutputFollower, copy_output
@@ -53,7 +54,8 @@ def print_logs(session: Session, choice: LogChoice) -> None:
         InvalidRequest: following as JSON, or a tail above 64 KiB.
     """
     if choice.tail_bytes > TAIL_BYTES_MAX:
-        raise InvalidRequest(f"tail of {choice.tail_bytes} bytes is above the bound of 64 KiB")
+        tail, most = told_apart(choice.tail_bytes, TAIL_BYTES_MAX)
+        raise InvalidRequest(f"tail of {tail} is above the bound of {most}")
     requests = choice.requests()
     if session.json:
         if choice.follow:

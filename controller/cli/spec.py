@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mass.units import told_apart
 from mass.v1 import types_pb2
 
 from controller.cli.units import parse_duration, parse_size
@@ -71,9 +72,9 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
     for field, duration_ns in durations.items():
         getattr(spec, field).FromNanoseconds(duration_ns)
     if 0 < spec.memory_limit_bytes < spec.memory_request_bytes:
+        limit, request = told_apart(spec.memory_limit_bytes, spec.memory_request_bytes)
         raise InvalidRequest(
-            f"mem-limit of {spec.memory_limit_bytes} bytes is below mem of "
-            f"{spec.memory_request_bytes} bytes; raise the limit or lower the request"
+            f"mem-limit {limit} is below mem {request}; raise the limit or lower the request"
         )
     return spec
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
+from mass.units import size_words
 from mass.v1 import types_pb2
 
 from controller.cli.spec import Value, spec_of
@@ -76,7 +77,7 @@ def _bounded_lines(read_line: Callable[[int], bytes]) -> Iterable[bytes]:
 
 def _parse_object(line: bytes) -> dict[str, Value]:
     if len(line) > LINE_BYTES_MAX:
-        raise InvalidRequest(f"longer than {LINE_BYTES_MAX:,} bytes")
+        raise InvalidRequest(f"longer than {size_words(LINE_BYTES_MAX)}")
     try:
         value = json.loads(line.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError:

@@ -7,7 +7,7 @@ that cannot be is an InvalidRequest here, as every mistake of a command line.
 from __future__ import annotations
 
 from mass.errors import InvalidValue
-from mass.units import duration_ns, size_bytes
+from mass.units import duration_ns, size_bytes, size_words
 
 from controller.core.errors import InvalidRequest
 
@@ -38,16 +38,7 @@ def parse_duration(text: str, what: str = "time") -> int:
 
 def format_size(size_bytes: int) -> str:
     """Return a size in binary units with at most one decimal, for example `1.5 GiB`."""
-    value = float(abs(size_bytes))
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        # 1,023.95 would round to 1024.0 of the smaller unit.
-        if value < 1023.95:
-            break
-        value /= 1024
-        unit = larger
-    sign = "-" if size_bytes < 0 else ""
-    return f"{sign}{value:.1f}".removesuffix(".0") + f" {unit}"
+    return size_words(size_bytes)
 
 
 def format_instant(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from mass.units import told_apart
 from mass.v1 import memory_pb2, memory_pb2_grpc
 
 from controller import requests, views
@@ -46,10 +47,8 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):
             if len(text) > bound:
                 raise InvalidRequest(f"{name} has {len(text)} characters; the bound is {bound}")
         if not 1 <= request.memory_bytes <= limits.memory_request_max_bytes:
-            raise InvalidRequest(
-                f"mem is {request.memory_bytes} bytes; it must be 1 to"
-                f" {limits.memory_request_max_bytes}"
-            )
+            asked, most = told_apart(request.memory_bytes, limits.memory_request_max_bytes)
+            raise InvalidRequest(f"mem is {asked}; it must be 1 B to {most}")
         event = ReservationAsked(
             self._engine.now_ns(),
             request.request_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from mass.units import size_words
 from mass.v1 import agent_pb2, task_pb2, types_pb2
 
 from allocator.tails import TailKey
@@ -68,7 +69,8 @@ async def read_log(
             start += max(0, len(data) - request.tail_bytes)
             offset, data = start, data[-request.tail_bytes :]
         if data:
-            note = f"{start - offset} bytes of older output were dropped" if start > offset else ""
+            dropped = size_words(start - offset)
+            note = f"{dropped} of older output were dropped" if start > offset else ""
             yield Part(data=data, note=note)
             offset = start + len(data)
         elif over or not request.follow:
@@ -112,4 +114,4 @@ async def _kept(
     data = await engine.store.output(task.id, attempt, stream)
     if data is None:
         data = engine.cluster.tails.read(TailKey(task.id, attempt, stream.value))
-    yield Part(data=data, note=f"only the last {len(data)} bytes are kept here: {why}")
+    yield Part(data=data, note=f"only the last {size_words(len(data))} are kept here: {why}")

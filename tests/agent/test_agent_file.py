@@ -87,7 +87,7 @@ def test_refusal_names_the_variable(environment: dict[str, str], message: str) -
 def test_file_that_is_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    with pytest.raises(SettingRefused, match="larger than 1,048,576 bytes"):
+    with pytest.raises(SettingRefused, match="larger than 1 MiB"):
         parse_settings(["--config", str(file)], {})
     file.write_bytes(b"\n# \xff\n")
     with pytest.raises(SettingRefused, match=r"agent.toml:2: the text is not UTF-8"):

@@ -92,7 +92,7 @@ async def test_command_runs_in_a_shell() -> None:
         ("kill -9 $$", "signal 9"),
         ("true", "no number on the first line ''"),
         ("no-such-program-at-all", "exit code 127"),
-        ("yes 1", "it prints more than 65536 bytes"),
+        ("yes 1", "it prints more than 64 KiB"),
     ],
 )
 async def test_command_that_fails_measures_nothing(command: str, reason: str) -> None:
@@ -251,7 +251,7 @@ async def test_missing_directory_and_too_large_file_measure_nothing(
         os.mkfifo(directory / "pipe.prom")
         (directory / "b.prom").write_text("two 2\n" * 3)
         await until(lambda: measured.values() == {"one": 1.0})
-        await until(lambda: "larger than 10 bytes" in caplog.text)
+        await until(lambda: "larger than 10 B" in caplog.text)
         await until(lambda: "no regular file" in caplog.text)
 
 

@@ -55,7 +55,7 @@ def test_good_file_is_checked_with_its_rules(mass: Mass, tmp_path: Path) -> None
             2,
         ),
         ('rules = ["no.yaml"]', "no.yaml: the file cannot be read: No such file or directory", 1),
-        ('pool = "1MiB"', "pool_bytes is 1048576; 1000 nodes and 1000 running tasks need", 2),
+        ('pool = "1MiB"', "pool is 1 MiB; 1000 nodes and 1000 running tasks need", 2),
     ],
 )
 def test_bad_file_is_refused_before_anything_starts(

@@ -98,7 +98,11 @@ def test_relative_directory_is_taken_from_here(
         (["-n", "\udcff"], r"'\udcff' is not valid UTF-8"),
         (
             ["--mem", "2KiB", "--mem-limit", "1KiB"],
-            "mem-limit of 1024 bytes is below mem of 2048 bytes; "
+            "mem-limit 1 KiB is below mem 2 KiB; raise the limit or lower the request",
+        ),
+        (
+            ["--mem", "1025MiB", "--mem-limit", "1024MiB"],
+            "mem-limit 1 GiB (1,073,741,824 bytes) is below mem 1 GiB (1,074,790,400 bytes); "
             "raise the limit or lower the request",
         ),
     ],
@@ -247,7 +251,7 @@ def test_line_that_is_no_utf8_is_refused(mass: Mass) -> None:
 def test_line_that_is_too_long_is_refused(mass: Mass) -> None:
     text = '{"command": ["' + "a" * (1 << 20) + '"]}'
     outcome = mass("submit", "--from", "-", stdin=text)
-    assert outcome.err == "mass: standard input, line 1: longer than 1,048,576 bytes\n"
+    assert outcome.err == "mass: standard input, line 1: longer than 1 MiB\n"
 
 
 def test_more_than_ten_thousand_tasks_name_the_bound(mass: Mass, fake: FakeController) -> None:
@@ -273,8 +277,8 @@ def test_tasks_too_large_for_one_call_name_the_bound(
     text = lines(*[{"command": ["a" * 100]}] * 10)
     outcome = mass("submit", "--from", "-", stdin=text)
     assert outcome.code == 2
-    assert "10 tasks have 1," in outcome.err
-    assert "one call carries 1,000, so split them" in outcome.err
+    assert "10 tasks have 1." in outcome.err
+    assert "one call carries 1000 B, so split them" in outcome.err
     assert fake.submits == []
 
 

@@ -433,7 +433,7 @@ def test_following_as_json_and_too_long_a_tail_are_refused(mass: Mass) -> None:
     outcome = mass("task", "logs", "-f", "-o", "json", "1")
     assert outcome.error["message"] == ("-f and -o json do not go together; leave out one of them")
     outcome = mass("task", "logs", "1", "--tail", "65KiB")
-    assert outcome.err == "mass: tail of 66560 bytes is above the bound of 64 KiB\n"
+    assert outcome.err == "mass: tail of 65 KiB is above the bound of 64 KiB\n"
 
 
 def test_notes_of_the_controller_go_to_stderr(mass: Mass, with_output: FakeController) -> None:

@@ -225,7 +225,9 @@ def test_too_much_for_one_call_is_refused_before_it_is_sent(
         client.submit_many([mass.TaskSpec(["true"])] * 10_001)
     with pytest.raises(mass.InvalidValue, match="10001 tasks"):
         client.wait(map(str, range(10_001)))
-    with pytest.raises(mass.InvalidValue, match="one call carries 16777216"):
+    with pytest.raises(
+        mass.InvalidValue, match=r"200 tasks have 19\.1 MiB; one call carries 16 MiB"
+    ):
         client.submit_many([mass.TaskSpec(["x" * 100_000])] * 200)
     assert fake.submits == []
     assert client.submit_many([]) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mass import InvalidValue
 from mass.address import controller_address
-from mass.units import duration_ns, duration_text, size_bytes, size_text
+from mass.units import duration_ns, duration_text, size_bytes, size_text, told_apart
 
 from controller.cli.address import trusted_address
 from controller.core.errors import InvalidRequest
@@ -69,6 +69,24 @@ def test_refused_size_names_thing_value_and_bound() -> None:
         size_bytes("2PiB", "mem_limit")
     with pytest.raises(ValueError, match="unknown unit 'X'"):
         size_bytes("2X")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ((1 << 20, 2 << 20), ["1 MiB", "2 MiB"]),
+        ((0, 1 << 50), ["0 B", "1 PiB"]),
+        ((1 << 30, 1 << 30), ["1 GiB", "1 GiB"]),
+        (
+            (1 << 30, (1 << 30) + 1),
+            ["1 GiB (1,073,741,824 bytes)", "1 GiB (1,073,741,825 bytes)"],
+        ),
+    ],
+)
+def test_sizes_are_told_in_words_and_in_bytes_only_where_words_are_alike(
+    sizes: tuple[int, ...], told: list[str]
+) -> None:
+    assert told_apart(*sizes) == told
 
 
 def outcome(call: Any, text: str) -> object:

@@ -81,9 +81,7 @@ def test_end_of_the_output_is_kept_when_the_agent_is_gone(cluster: Cluster) -> N
         lambda: got if (got := cluster.output(ended))[1] else None, "the controller answers itself"
     )
     assert data == printed()[-TAIL_BYTES:]
-    assert notes == [
-        f"only the last {TAIL_BYTES} bytes are kept here: node 'node-1' is not connected"
-    ]
+    assert notes == ["only the last 64 KiB are kept here: node 'node-1' is not connected"]
     assert cluster.output(running)[0] == b"so far\n"
     stderr = types_pb2.OUTPUT_STREAM_STDERR
     assert cluster.output(ended, stream=stderr)[0] == b"on stderr\n"

@@ -175,9 +175,9 @@ async def test_reservations_have_a_bound(served: Served) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
-        ({"memory_bytes": 0}, "INVALID_ARGUMENT", "mem is 0 bytes; it must be 1 to"),
-        ({"memory_bytes": -1}, "INVALID_ARGUMENT", "mem is -1 bytes"),
-        ({"memory_bytes": 1 << 51}, "INVALID_ARGUMENT", "mem is 2251799813685248 bytes"),
+        ({"memory_bytes": 0}, "INVALID_ARGUMENT", "mem is 0 B; it must be 1 B to 1 PiB"),
+        ({"memory_bytes": -1}, "INVALID_ARGUMENT", "mem is -1 B"),
+        ({"memory_bytes": 1 << 51}, "INVALID_ARGUMENT", "mem is 2 PiB; it must be 1 B to 1 PiB"),
         ({"ttl": Duration()}, "INVALID_ARGUMENT", "ttl is 0 s; it must be 1 to 604800 s"),
         ({"ttl": Duration(nanos=500_000_000)}, "INVALID_ARGUMENT", "ttl is 0.5 s; it must be"),
         ({"ttl": Duration(seconds=604_801)}, "INVALID_ARGUMENT", "ttl is 604801 s"),

@@ -17,7 +17,7 @@ from controller.cli.session import (
     open_session,
     user_name,
 )
-from controller.cli.units import format_size, parse_duration, parse_size
+from controller.cli.units import format_instant, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from mass.v1.memory_pb2 import Reservation
@@ -65,7 +65,7 @@ def list_reservations(
         if session.json:
             print_json([reservation_record(reservation) for reservation in found])
         else:
-            print_table(COLUMNS, [_row(reservation) for reservation in found])
+            print_table(COLUMNS, [reservation_row(reservation) for reservation in found])
 
 
 @app.command("renew")
@@ -102,15 +102,16 @@ def _print(session: Session, reservation: Reservation) -> None:
     if session.json:
         print_json(reservation_record(reservation))
     else:
-        print_table(COLUMNS, [_row(reservation)])
+        print_table(COLUMNS, [reservation_row(reservation)])
 
 
-def _row(reservation: Reservation) -> list[str]:
+def reservation_row(reservation: Reservation) -> list[str]:
+    """Return a reservation's cells for COLUMNS."""
     return [
         reservation.id,
         reservation.node_id,
         format_size(reservation.memory_bytes),
-        reservation.expires_at.ToJsonString(),
+        format_instant(reservation.expires_at.ToJsonString()),
         reservation.user or "-",
         reservation.purpose or "-",
     ]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from cli.fake_controller import task
 from mass.v1 import memory_pb2
 
+from controller.cli.output import print_table
 from controller.cli.progress import Progress
 from controller.cli.records import reservation_record
+from controller.cli.reservations import COLUMNS, reservation_row
 
 
 class Terminal(io.StringIO):
@@ -42,6 +45,17 @@ def test_progress_on_a_terminal_stays_in_its_line_and_is_cleared() -> None:
     progress.show({"1": task("1")})
     progress.clear()
     assert stream.getvalue() == "\r0 of 1 ended, 1 running\x1b[K\r\x1b[K"
+
+
+def test_table_of_reservations_shows_the_end_to_the_second(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = memory_pb2.Reservation(id="1", node_id="n1", memory_bytes=1 << 30)
+    made.expires_at.FromNanoseconds(60_123_456_789)
+    print_table(COLUMNS, [reservation_row(made)])
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ID", "NODE", "MEMORY", "EXPIRES", "USER", "PURPOSE"]
+    assert row.split() == ["1", "n1", "1", "GiB", "1970-01-01T00:01:00Z", "-", "-"]
 
 
 def test_json_of_a_reservation_has_stable_keys() -> None:

@@ -171,7 +171,9 @@ class Attempts:
     def on_exit(self, exit_: Exit) -> None:
         """Take the end of an attempt from the runner."""
         if exit_.oom_kill_count:
-            self.oom_kills += exit_.oom_kill_count
+            # A task that hits its own limit is no trouble of the node's.
+            if not exit_.own_limit:
+                self.oom_kills += exit_.oom_kill_count
             LOG.warning(
                 "kernel kill for memory task=%d attempt=%d oom_kills=%d limit_bytes=%s of=%s",
                 *exit_.key, exit_.oom_kill_count, exit_.memory_limit_bytes,

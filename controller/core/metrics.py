@@ -62,7 +62,11 @@ METRICS = (
     Metric("disk_percent", Unit.PERCENT, "used share of the work directory's file system"),
     Metric("tasks_running", Unit.COUNT, "attempts that run on the node"),
     Metric("task_mem_max", Unit.BYTES, "memory used by the node's largest task"),
-    Metric("oom_kills", Unit.COUNT, "kernel kills in tasks' groups since the agent started"),
+    Metric(
+        "oom_kills",
+        Unit.COUNT,
+        "kernel kills of tasks, but for limits of their own, since the agent started",
+    ),
     # It grows only while no sample arrives, so a history of it would hold nothing but zeros.
     Metric("node_silent_seconds", Unit.SECONDS, "time since the node's last message", False),
 )

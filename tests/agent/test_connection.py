@@ -235,16 +235,21 @@ async def test_a_start_that_is_to_be_stopped_is_not_tried_again(
     assert agent.runner.launches == {}
 
 
-async def test_a_memory_kill_is_told_with_its_cause(
+async def test_a_memory_kill_is_told_with_its_cause_and_counted_where_it_is_the_nodes(
     agent: Agent, controller: FakeController
 ) -> None:
     stream = await controller.welcomed()
-    stream.send(assign(1))
-    await stream.until_reports(1)
+    stream.send(assign(1), assign(2))
+    await stream.until_reports(2)
     agent.runner.end((1, 1), signal=9, oom_kills=1)
     end = await stream.until(lambda: ended(stream, 1))
     assert end.oom_cause == types_pb2.OOM_CAUSE_OWN_LIMIT
-    await stream.until(lambda: any(sample.oom_kills == 1 for sample in stream.samples()))
+    agent.runner.end((2, 1), signal=9, oom_kills=2, own_limit=False)
+    end = await stream.until(lambda: ended(stream, 2))
+    assert end.oom_cause == types_pb2.OOM_CAUSE_BYSTANDER
+    # Both are told of by now, so that a kill at a limit would be counted as well.
+    await stream.until(lambda: stream.samples() and stream.samples()[-1].oom_kills)
+    assert stream.samples()[-1].oom_kills == 2
 
 
 async def test_attempts_are_killed_when_the_lease_is_lost(

@@ -253,13 +253,19 @@ class FakeRunner:
         self.capacity_bytes = capacity_bytes
 
     def end(
-        self, key: Key, exit_code: int | None = None, signal: int | None = None, oom_kills: int = 0
+        self,
+        key: Key,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        oom_kills: int = 0,
+        own_limit: bool = True,
     ) -> None:
         """End an attempt; once only."""
         if self.used.pop(key, None) is not None:
             self._on_exit(
                 Exit(
                     key, exit_code, signal, 5 << 20, oom_kills, 1_000, 2_000, None,
-                    own_limit=oom_kills > 0,
+                    own_limit=oom_kills > 0 and own_limit,
+                    node_full=oom_kills > 0 and not own_limit,
                 )
             )  # fmt: skip

@@ -288,6 +288,8 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         if task.id in cluster.kept_slots:
             node_id = cluster.table.ids[cluster.kept_slots[task.id]]
             lines.append(f"node {node_id} is kept free for it, because others overtook it")
+    if task.id in cluster.ahead:
+        lines.append(_held_on_its_node(cluster, task))
     handle = cluster.reservations.get(task.id)
     if handle is not None:
         entry = cluster.ledger.read(handle)
@@ -306,3 +308,13 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         lines += size_of_placed(task)
     lines += [f"guard: {step_text(step)}" for step in cluster.guard_log.of_task(task.id)]
     return lines
+
+
+def _held_on_its_node(cluster: Cluster, task: Task) -> str:
+    record = cluster.nodes[task.node_id]
+    held = len(record.task_ids & cluster.ahead)
+    return (
+        f"reason code {task.reason_code}; node {task.node_id} has given its"
+        f" {_cpus(record.node.cpus)} to {_tasks(len(record.task_ids) - held)},"
+        f" {_tasks(held)} sent ahead {'waits' if held == 1 else 'wait'} there"
+    )

@@ -92,7 +92,7 @@ HANDLERS: dict[type[Event], Callable[[Cluster, Any], list[Command]]] = {
     ReservationReleased: reservation_events.on_reservation_released,
     Reconfigured: node_events.on_reconfigured,
 }
-AHEAD_REASON = (AHEAD, "sent ahead: it starts there as soon as CPUs are free")
+AHEAD_REASON = (AHEAD, "waits on its node until CPUs are free: it was sent ahead of time")
 # Events after which no task can be placed that could not be before.
 QUIET = (AttemptStarted, AttemptFrozen, GuardActed, ReservationRenewed)
 

@@ -8,6 +8,7 @@ import pytest
 from support.builders import spec
 from support.harness import SMALL, Harness
 
+from controller.core import explain
 from controller.core.commands import SendAssignment, SendStop
 from controller.core.limits import MILLISECOND_NS
 from controller.core.model import KnownAttempt, TaskState
@@ -58,7 +59,14 @@ def test_brief_tasks_are_sent_ahead_up_to_a_bound_and_the_others_wait(world: Har
         assert counts(world, ids) == (2, 2 * PER_CPU, 28 - 2 * PER_CPU)
         sent = [c for c in world.commands if isinstance(c, SendAssignment)]
         assert [c.task.is_ahead for c in sent] == [False] * 2 + [True] * 2 * PER_CPU
-        assert "CPUs are free" in world.task(ids[2]).reason
+        assert "until CPUs are free" in world.task(ids[2]).reason
+        why = explain.sentences(world.cluster, world.scheduler.displayed, world.task(ids[2]))
+        assert why[:2] == [
+            f"task {ids[2]} is ASSIGNED: waits on its node until CPUs are free: it was sent ahead"
+            " of time",
+            f"reason code AHEAD; node n1 has given its 2 CPUs to 2 tasks, {2 * PER_CPU} tasks sent"
+            " ahead wait there",
+        ]
         world.started(ids[0])
         world.ended(ids[0], peak="1MiB")
         assert counts(world, ids[1:]) == (1, 2 * PER_CPU + 1, 27 - 2 * PER_CPU)

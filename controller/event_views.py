@@ -16,7 +16,7 @@ from controller.core.model import (
     Scheduling,
     TaskState,
 )
-from controller.core.task_events import gibibytes
+from controller.core.sizes import told_bytes
 from controller.journal import (
     Dropped,
     Entry,
@@ -188,6 +188,6 @@ def _reservation(reservation: MemoryReservation) -> Shown:
         "user": reservation.user,
         "expires_at": until,
     }
-    amount = gibibytes(reservation.memory_bytes)
+    amount = told_bytes(reservation.memory_bytes)
     text = f"{subject} keeps {amount} of node {reservation.node_id} until {until}"
     return "RESERVATION", subject, text, details

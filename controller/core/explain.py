@@ -26,7 +26,7 @@ from controller.core.model import (
 from controller.core.nodes import NodeRecord
 from controller.core.placement import Chooser, Refusal, explain_shape
 from controller.core.results import Results
-from controller.core.task_events import gibibytes
+from controller.core.sizes import told_bytes
 
 REFUSALS_SHOWN_MAX = 100
 # What its user does so that a task goes on that waits for nothing else.
@@ -74,7 +74,7 @@ def _waits_for(cluster: Cluster, task: Task) -> str:
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
     line = cluster.queue.line(task)
     asks_bytes = line.shape.memory_request_bytes
-    asks = f"asks {gibibytes(asks_bytes)}"
+    asks = f"asks {told_bytes(asks_bytes)}"
     cpus, gpus = f"asks {_cpus(task.spec.cpus)}", f"asks {_gpus(task.spec.gpus)}"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
@@ -94,14 +94,14 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     if refusal.code == "NO_NODE_READY" or slot is None:
         return f"no node is ready ({len(cluster.nodes)} known)"
     best = cluster.table.ids[slot]
-    promise = gibibytes(refusal.best_promise_bytes)
+    promise = told_bytes(refusal.best_promise_bytes)
     sentences = {
         "NO_NODE_MATCHES": f"no ready node fulfils its constraint: {task.spec.constraint}",
         "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
         "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
-        f" {gibibytes(_largest(results))} when empty",
+        f" {told_bytes(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -148,14 +148,14 @@ def terms(results: Results, slot: int) -> str:
     if offers.own[slot] <= offers.machine[slot]:
         charged = int(offers.capacity[slot] - offers.own[slot])
         return (
-            f"own share: capacity {gibibytes(int(offers.capacity[slot]))} - tasks"
-            f" {gibibytes(charged)}; foreign_used {gibibytes(int(promises.foreign[slot]))}"
+            f"own share: capacity {told_bytes(int(offers.capacity[slot]))} - tasks"
+            f" {told_bytes(charged)}; foreign_used {told_bytes(int(promises.foreign[slot]))}"
         )
     charged = int(promises.machine_charged[slot] + promises.machine[slot] - offers.machine[slot])
     return (
-        f"machine: total {gibibytes(int(promises.machine_total[slot]))} - system reserve"
-        f" {gibibytes(int(promises.system_reserve[slot]))} - foreign_used"
-        f" {gibibytes(int(promises.foreign[slot]))} - tasks {gibibytes(charged)}"
+        f"machine: total {told_bytes(int(promises.machine_total[slot]))} - system reserve"
+        f" {told_bytes(int(promises.system_reserve[slot]))} - foreign_used"
+        f" {told_bytes(int(promises.foreign[slot]))} - tasks {told_bytes(charged)}"
     )
 
 
@@ -214,13 +214,13 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
         for refusal in refusals
         if refusal.node_id != node_id
     ]
-    reason = f"it can promise {gibibytes(int(results.offers.promise[slot]))}"
+    reason = f"it can promise {told_bytes(int(results.offers.promise[slot]))}"
     return Plan(node_id, "", f"{reason} ({terms(results, slot)})", others)
 
 
 def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:
     which = "least that is enough" if spec.preference is Preference.PACK else "most"
-    promise = gibibytes(int(results.offers.promise[slot]))
+    promise = told_bytes(int(results.offers.promise[slot]))
     return f"could take it; the node with the {which} memory left is taken ({promise})"
 
 
@@ -229,7 +229,7 @@ def _refusal_of(
 ) -> tuple[str, str]:
     offers, slot, spec = results.offers, record.slot, task.spec
     asks_bytes = cluster.queue.shape_of(task).memory_request_bytes
-    asks = gibibytes(asks_bytes)
+    asks = told_bytes(asks_bytes)
     if record.node.scheduling is not Scheduling.ENABLED:
         why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
         return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
@@ -238,7 +238,7 @@ def _refusal_of(
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
     if offers.capacity[slot] < asks_bytes:
-        capacity = gibibytes(int(offers.capacity[slot]))
+        capacity = told_bytes(int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
         names = [result.rule.name for result in results.rules if result.blocks(slot)]
@@ -246,7 +246,7 @@ def _refusal_of(
     if cluster.table.intake_stopped[slot]:
         return "INTAKE_STOPPED", intake_stopped(cluster, results, record)
     if offers.promise[slot] < asks_bytes:
-        promise = gibibytes(int(offers.promise[slot]))
+        promise = told_bytes(int(offers.promise[slot]))
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
         return "CPUS", f"asks {_cpus(spec.cpus)}, {offers.cpus_free[slot]:g} free"
@@ -295,14 +295,14 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         entry = cluster.ledger.read(handle)
         lines.append(
             f"attempt {task.attempt} on node {task.node_id}: reserved"
-            f" {gibibytes(entry.reserved_bytes)}, used now {gibibytes(entry.used_bytes)},"
+            f" {told_bytes(entry.reserved_bytes)}, used now {told_bytes(entry.used_bytes)},"
             f" {limit_text(task)}"
         )
         lines += size_of_placed(task)
     if task.ended and task.attempt:
         lines.append(
             f"attempt {task.attempt} ran on node {task.node_id}: peak"
-            f" {gibibytes(task.memory_peak_bytes)}, request"
+            f" {told_bytes(task.memory_peak_bytes)}, request"
             f" {request_text(task)}, {limit_text(task)}"
         )
         lines += size_of_placed(task)

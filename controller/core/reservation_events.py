@@ -17,7 +17,7 @@ from controller.core.events import ReservationAsked, ReservationReleased, Reserv
 from controller.core.model import MemoryReservation
 from controller.core.promise import compute
 from controller.core.results import read_metrics
-from controller.core.task_events import gibibytes
+from controller.core.sizes import told_bytes
 
 Commands = list[Command]
 
@@ -78,8 +78,8 @@ def _choose(cluster: Cluster, event: ReservationAsked) -> str:
 def _no_memory(event: ReservationAsked, node_id: str, promise_bytes: int) -> NoMemoryFree:
     which = "" if event.node_id else ", the one with the most memory left,"
     return NoMemoryFree(
-        f"the reservation asks {gibibytes(event.memory_bytes)}, node {node_id}{which} can promise"
-        f" {gibibytes(max(0, promise_bytes))}",
+        f"the reservation asks {told_bytes(event.memory_bytes)}, node {node_id}{which} can promise"
+        f" {told_bytes(max(0, promise_bytes))}",
         node=node_id,
         requested_bytes=event.memory_bytes,
         promise_bytes=max(0, promise_bytes),

@@ -28,6 +28,7 @@ from controller.core.model import (
     TaskState,
 )
 from controller.core.renewed import replace
+from controller.core.sizes import told_bytes
 
 Commands = list[Command]
 
@@ -284,7 +285,7 @@ def _hopeless(cluster: Cluster, task: Task, reached_bytes: int, counted: bool) -
         return None
     largest_bytes = cluster.largest_capacity_bytes()
     if reached_bytes >= largest_bytes:
-        return f"; the largest node can give {gibibytes(largest_bytes)}"
+        return f"; the largest node can give {told_bytes(largest_bytes)}"
     return None
 
 
@@ -298,9 +299,9 @@ def _cause(task: Task, event: AttemptEnded) -> OomCause:
 
 
 def _memory_reason(task: Task, event: AttemptEnded) -> str:
-    numbers = f"peak {gibibytes(event.memory_peak_bytes)}"
+    numbers = f"peak {told_bytes(event.memory_peak_bytes)}"
     if task.memory_limit_bytes is not None:
-        numbers += f", limit {gibibytes(task.memory_limit_bytes)}"
+        numbers += f", limit {told_bytes(task.memory_limit_bytes)}"
     match _cause(task, event):
         case OomCause.CHILD_ONLY:
             return f"a child process outgrew the task's memory limit ({numbers})"
@@ -430,14 +431,3 @@ def end(
     for thing_id in done:
         cluster.complete(thing_id)
     return commands
-
-
-def gibibytes(count: int) -> str:
-    """Return bytes as people read them, with at most one decimal: 0 B, 512 MiB, 1.5 GiB."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        # 1,023.95 would round to 1024.0 of the smaller unit.
-        if abs(value) < 1023.95:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

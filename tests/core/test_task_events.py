@@ -12,7 +12,8 @@ from controller.core.commands import Reply, SaveAttempt, SaveOutput, SendAcknowl
 from controller.core.errors import LimitReached
 from controller.core.events import AttemptEnded, TasksSubmitted
 from controller.core.model import OomCause, OutputStream, TaskState
-from controller.core.task_events import gibibytes, judge
+from controller.core.sizes import told_bytes
+from controller.core.task_events import judge
 
 
 def end(**changes: object) -> AttemptEnded:
@@ -196,7 +197,7 @@ def test_acknowledgements_never_go_back() -> None:
 
 
 def test_memory_is_shown_as_people_read_it() -> None:
-    assert [gibibytes(n) for n in (0, 1 << 20, 3 << 29, -(1 << 30))] == [
+    assert [told_bytes(n) for n in (0, 1 << 20, 3 << 29, -(1 << 30))] == [
         "0 B", "1 MiB", "1.5 GiB", "-1 GiB"
     ]  # fmt: skip
 

@@ -27,7 +27,6 @@ from controller.cli.units import parse_duration, parse_size
 from controller.core.constraint import parse_constraint
 from controller.core.learning import Learning
 from controller.core.limits import Limits
-from controller.core.model import MemoryLimits
 from controller.core.needs import Need
 from controller.core.sizing import GIB, MIB, Ask, Basis, SizingLimits
 from controller.rulefile import load_rules
@@ -311,7 +310,7 @@ def without_sizes(text: str) -> str:
 
 
 def test_sentences_about_sizes_are_those_that_are_made() -> None:
-    learning = Learning(Limits(memory_limits=MemoryLimits.STRICT))
+    learning = Learning(Limits())
     learning.offer(0, 64 * GIB)
     made = [
         reason_of(learning, "blast"),

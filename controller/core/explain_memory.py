@@ -48,7 +48,7 @@ def size_of_placed(task: Task) -> list[str]:
     if not task.memory_reason:
         return []
     line = f"sized {told_bytes(task.memory_size_bytes)}: {task.memory_reason}"
-    if task.memory_expected_peak_bytes:
+    if task.memory_expected_peak_bytes and "expected peak" not in task.memory_reason:
         line += f"; expected peak {told_bytes(task.memory_expected_peak_bytes)}"
     return [line]
 

@@ -24,6 +24,7 @@ from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskSpec, TaskState
 from controller.core.needs import Need, rounded_up
 from controller.core.peaks import STEP_MIN
+from controller.core.sizes import told_bytes
 from controller.core.sizing import UNMEASURED, Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
@@ -190,10 +191,15 @@ class Learning:
         if self.limits.memory_limits is MemoryLimits.ELASTIC:
             size_bytes, told = self._elastic(need, size, expected)
             reason += told
-        size_bytes = min(max(size_bytes, need.used_bytes), most_bytes)
+        if size_bytes < need.used_bytes:
+            size_bytes = need.used_bytes
+            reason += f"; at least the {told_bytes(size_bytes)} that it used before"
+        if size_bytes > most_bytes:
+            size_bytes = most_bytes
+            reason += f"; no more than {told_bytes(size_bytes)}, which a node could lately give"
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
-            reason += "; no more than its own limit"
+            reason += f"; no more than its own limit of {told_bytes(size_bytes)}"
         capacity_bytes = self._capacity_bytes or most_bytes
         if size.basis in DECLARATION_STANDS and (need.declared_bytes or 0) > capacity_bytes:
             # Its user may know better than we: it waits for a larger node, and says so.
@@ -220,12 +226,14 @@ class Learning:
         if need.reached_bytes:
             return size.memory_bytes, ""
         first_bytes, told = set_aside_first(size, expected, self.policy), ""
-        if size.basis not in UNMEASURED:
-            share = 100.0 * self.policy.rest_share
-            told = f"; {share:.0f} % of what is expected is set aside at first"
         if need.whole:
             whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
-            return whole_bytes, "; all it is expected to use, as the guard ended it before"
+            told = f"; {told_bytes(whole_bytes)} is set aside, all it is expected to use"
+            return whole_bytes, f"{told}, as the guard ended it before"
+        if size.basis not in UNMEASURED:
+            peak_bytes, share = expected.peak_bytes, 100.0 * self.policy.rest_share
+            whole = f"its expected peak of {told_bytes(peak_bytes)}" if peak_bytes else "that"
+            told = f"; {share:.0f} % of {whole} is set aside at first: {told_bytes(first_bytes)}"
         return first_bytes, told
 
     def _expected_first(self, ask: Ask) -> Expectation:

@@ -178,7 +178,10 @@ class Sizing:
                 chosen = found.after(most)
                 told = f"{told}; one of {ask.category} ran out of memory at {told_bytes(most)}"
         why = "tried first" if basis in UNMEASURED else "expected to cost least"
-        told = f"{told}; {told_bytes(chosen)} is {why}"
+        told = f"{told}; {told_bytes(max(chosen, SIZE_MIN_BYTES))} is {why}"
+        if chosen > memory_max_bytes:
+            given = told_bytes(memory_max_bytes)
+            told = f"{told}, but no node could lately give more than {given}"
         return _sized(chosen, memory_max_bytes, basis, told)
 
     def size_after_out_of_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -46,6 +47,42 @@ def test_fifth_run_without_a_size_is_sized_within_30_percent_of_its_need(limits:
             assert abs(placed.memory_size_bytes - need_bytes) <= 0.3 * need_bytes
             assert placed.memory_limit_bytes == placed.memory_size_bytes
         assert "4 runs" in placed.memory_reason
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("train", r"65 % of its expected peak of (\S+) MiB is set aside at first: (\S+) MiB$"),
+        ("other", r"; (\S+) MiB is expected to cost least; 65 % of that .*: (\S+) MiB$"),
+    ],
+    ids=["category", "borrowed"],
+)
+def test_what_is_set_aside_first_is_the_sum_of_the_reason(name: str, told: str) -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="32GiB")
+        for peak in ("300MiB", "310MiB", "305MiB"):
+            run(world, peak=peak)
+        (task_id,) = world.submit(spec("auto", name=name))
+        placed = world.task(task_id)
+        found = re.search(told, placed.memory_reason)
+        assert found is not None, placed.memory_reason
+        assert float(found[1]) * 0.65 == pytest.approx(float(found[2]), abs=0.1)
+        assert float(found[2]) == round(placed.memory_size_bytes / MIB, 1)
+
+
+def test_what_bounds_a_size_is_told_with_its_number() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="4GiB")
+        run(world, peak="3.4GiB")
+        large, small = world.submit(
+            replace(AUTO, category="other"), replace(AUTO, memory_limit_bytes=90 * MIB)
+        )
+        assert world.task(large).memory_reason.endswith(
+            ", but no node could lately give more than 3.8 GiB;"
+            " 65 % of that is set aside at first: 2.4 GiB"
+        )
+        assert world.task(small).memory_reason.endswith("; no more than its own limit of 90 MiB")
+        assert world.task(small).memory_size_bytes == 90 * MIB
 
 
 def test_burst_of_a_known_category_is_sized_once_for_each_change(

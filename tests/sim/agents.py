@@ -325,6 +325,9 @@ class Agent:
             if message is None:
                 return
             self.link.send_up(message.SerializeToString())
+            if message.HasField("reports"):
+                last = max(report.sequence for report in message.reports.reports)
+                self.world.laws.said(self.instance_id, last)
 
     def _tick(self) -> None:
         self._after(TICK_NS, self._tick)

@@ -12,10 +12,11 @@ from mass.v1 import agent_pb2
 
 from agent.attempt import Ended, Key, Report
 from controller.core.cluster import Cluster
-from controller.core.commands import Save, SaveNode, SaveTask
+from controller.core.commands import Save, SaveAttempt, SaveNode, SaveTask
 from controller.core.dependencies import fulfils
 from controller.core.model import (
     PLACED_STATES,
+    Attempt,
     MemoryReservation,
     Node,
     Scheduling,
@@ -53,6 +54,8 @@ class Laws:
     executions: dict[Key, Execution] = field(default_factory=dict)
     given_back: set[int] = field(default_factory=set)  # reservations that somebody gave back
     _alive: dict[int, Key] = field(default_factory=dict)  # task id: its one live attempt
+    _ended: set[Key] = field(default_factory=set)  # attempts whose end their agent has reported
+    _said: dict[str, int] = field(default_factory=dict)  # the last sequence each agent has sent
     _placed: list[Task] = field(default_factory=list)  # by the present commit
 
     # Machines.
@@ -102,6 +105,7 @@ class Laws:
 
     def end_kept(self, key: Key, ended: Ended) -> None:
         """Note that an end is in a spool; from here on no crash may lose it."""
+        self._ended.add(key)
         if key in self.executions:
             self.executions[key].end_kept = True
 
@@ -118,6 +122,8 @@ class Laws:
         changed: dict[int, Task] = {}
         self._placed = []
         for save in saves:
+            if isinstance(save, SaveAttempt):
+                self._is_over(save.attempt)
             if not isinstance(save, SaveTask):
                 continue
             task = save.task
@@ -151,6 +157,15 @@ class Laws:
                 placed = (task for task in tasks.values() if task.state in PLACED_STATES)
                 left = [task.id for task in placed if task.node_id == node_id]
                 _demand(not left, f"{node_id} is called DRAINED and has tasks {left}")
+
+    def _is_over(self, attempt: Attempt) -> None:
+        """What is saved as over does not run, and how it ended its own agent has said."""
+        key = (attempt.task_id, attempt.number)
+        outcome, execution = attempt.outcome, self.executions.get(key)
+        runs = execution is not None and execution.alive
+        _demand(not runs, f"attempt {key} runs and is saved as {outcome.value}: {attempt.reason}")
+        reported = key in self._ended or outcome is TaskState.LOST
+        _demand(reported, f"attempt {key} is saved as {outcome.value}, which nobody reported")
 
     def _not_lost(self, before: Task, task: Task) -> None:
         if before.state not in PLACED_STATES or "no longer has it" not in task.reason:
@@ -251,8 +266,14 @@ class Laws:
         at_ns, saved_at_ns = node.scheduling_since_ns, saved.scheduling_since_ns
         _demand(at_ns <= saved_at_ns, f"{node.id} is {node.scheduling.value}, that was not saved")
 
+    def said(self, instance_id: str, sequence: int) -> None:
+        """Note that an agent has sent its reports up to this one."""
+        self._said[instance_id] = max(sequence, self._said.get(instance_id, 0))
+
     def _acknowledged(self, node_id: str, instance_id: str, sequence: int) -> None:
-        """An acknowledgement never passes what is saved of that agent's own reports."""
+        """An acknowledgement never passes what that agent has said, nor what is saved of it."""
+        said = self._said.get(instance_id, 0)
+        _demand(sequence <= said, f"{instance_id} is acknowledged {sequence}, it has sent {said}")
         for report in self.world.reports.get(instance_id, ()):
             if report.sequence <= sequence:
                 saved = self._is_saved(node_id, report)

@@ -116,16 +116,16 @@ class Users:
             spec.after.add(task_id=str(chance.choice(ids)), kind=chance.choice(KINDS))
 
     def _outcomes(self, specs: tuple[TaskSpec, ...]) -> dict[int, frozenset[TaskState]]:
-        """Return how those have ended that the specifications name, as the service reads it."""
-        tasks = self._world.disk.tasks.values()
-        named = sorted({wanted.task_id for spec in specs for wanted in spec.after})
-        return {
-            thing_id: frozenset(
-                task.state for task in tasks if task.ended and thing_id in (task.id, task.array_id)
-            )
-            for thing_id in named
-            if thing_id > 0
-        }
+        """Return how those have ended that the specifications name, as the service reads it: of
+        what is still open there is nothing to say.
+        """
+        named = {wanted.task_id for spec in specs for wanted in spec.after if wanted.task_id > 0}
+        outcomes: dict[int, set[TaskState]] = {}
+        for task in self._world.disk.tasks.values():
+            for thing_id in named & {task.id, task.array_id}:
+                if task.ended:
+                    outcomes.setdefault(thing_id, set()).add(task.state)
+        return {thing_id: frozenset(states) for thing_id, states in sorted(outcomes.items())}
 
     def _spec(self, key: str) -> types_pb2.TaskSpec:
         chance = self._world.chance

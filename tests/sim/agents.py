@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 TICK_NS = 2 * SECOND_NS
 WELCOME_NS = 10 * SECOND_NS
 LEASE_BEFORE_WELCOME_NS = 60 * SECOND_NS
+SOON_AGAIN_NS = 200 * MILLISECOND_NS  # until an agent that died comes again, when all is well
 
 
 class AgentCrash(BaseException):
@@ -320,14 +321,19 @@ class Agent:
             self._after(self.world.chance.randint(0, MILLISECOND_NS), self._write)
 
     def _write(self) -> None:
-        while self.link is not None and self.connected:
+        while not self.dead and self.link is not None and self.connected:
             message = self._outbox.next_message()
             if message is None:
                 return
             self.link.send_up(message.SerializeToString())
             if message.HasField("reports"):
-                last = max(report.sequence for report in message.reports.reports)
-                self.world.laws.said(self.instance_id, last)
+                self._said(message.reports)
+
+    def _said(self, reports: agent_pb2.ReportBatch) -> None:
+        """Note what is under way now; perhaps it is the last word of this life."""
+        self.world.laws.said(self.instance_id, max(r.sequence for r in reports.reports))
+        if self.world.happens(self.world.rates.agent_dies_at_send):
+            self.machine.agent_dies(again_ns=self.world.chance.randint(0, SOON_AGAIN_NS))
 
     def _tick(self) -> None:
         self._after(TICK_NS, self._tick)

@@ -72,6 +72,7 @@ class Rates:
     call_lost: float = 0.2
     start_fails: float = 0.03
     agent_crashes_between: float = 0.002  # between two commands of its lifecycle
+    agent_dies_at_send: float = 0.0  # with its reports under way
 
 
 CALM = Rates(
@@ -81,6 +82,7 @@ CALM = Rates(
     break_at_send=0.0,
     call_lost=0.0,
     agent_crashes_between=0.0,
+    agent_dies_at_send=0.0,
 )
 
 
@@ -91,7 +93,12 @@ class World:
         self.seed = seed
         self._tell = tell
         self.chance = Random(seed)
-        self.rates = Rates()
+        # Some controllers are slow all the time, some agents die with their reports under way:
+        # together the last words of one process and the first of the next are in one turn.
+        self.rates = Rates(
+            slow_turn=self.chance.choice((0.03, 0.3)),
+            agent_dies_at_send=self.chance.choice((0.0, 0.03)),
+        )
         self.timeline = Timeline()
         self.network = Network(self.timeline, self.chance)
         self.disk = MemoryDisk()

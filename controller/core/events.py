@@ -59,6 +59,7 @@ class TasksSubmitted:
     """A user wants new tasks. Answered with the tuple of their ids; an array has one.
 
     `outcomes` are, by task or array, the states of what had ended of those that `after` names.
+    `unfinished` are those that were open then: of them more may have ended since.
     """
 
     at_ns: int
@@ -66,6 +67,7 @@ class TasksSubmitted:
     user: str
     specs: tuple[TaskSpec, ...]
     outcomes: Mapping[int, frozenset[TaskState]] = field(default_factory=dict)
+    unfinished: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

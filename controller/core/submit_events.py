@@ -35,7 +35,8 @@ def on_tasks_submitted(cluster: Cluster, event: TasksSubmitted) -> Commands:
 
     Raises:
         LimitReached: the tasks would pass the bound of open tasks.
-        OutcomeUnknown: a task that another waits for has ended, and the event does not say how.
+        OutcomeUnknown: a task that another waits for has ended, and the event does not say how, or
+            not of all elements.
     """
     limits = cluster.limits
     known = cluster.submissions.get(event.request_id) if event.request_id else None
@@ -134,7 +135,7 @@ def _must_know_outcomes(
             thing_id = wanted.task_id
             if thing_id in of_this_call or cluster.is_open(thing_id):
                 continue
-            if thing_id not in event.outcomes:
+            if thing_id not in event.outcomes or thing_id in event.unfinished:
                 raise OutcomeUnknown(f"task {thing_id} has ended meanwhile", task=thing_id)
 
 

@@ -40,8 +40,9 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         request_id, user, specs = requests.submission(request, self._cluster.limits)
         named = {w.task_id for spec in specs for w in spec.after if w.task_id > 0}
         for attempt in range(OUTCOME_LOOKUPS_MAX):
-            outcomes = await self._outcomes(named)
-            event = TasksSubmitted(self._engine.now_ns(), request_id, user, specs, outcomes)
+            outcomes, unfinished = await self._outcomes(named)
+            now_ns = self._engine.now_ns()
+            event = TasksSubmitted(now_ns, request_id, user, specs, outcomes, unfinished)
             try:
                 ids = await self._engine.ask(event)
                 break
@@ -53,14 +54,19 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         assert isinstance(ids, tuple)
         return task_pb2.SubmitTasksResponse(ids=[str(task_id) for task_id in ids])
 
-    async def _outcomes(self, named: set[int]) -> dict[int, frozenset[TaskState]]:
-        """Return how the tasks and arrays that others wait for have ended, as far as they have.
+    async def _outcomes(
+        self, named: set[int]
+    ) -> tuple[dict[int, frozenset[TaskState]], frozenset[int]]:
+        """Return how the tasks and arrays that others wait for have ended, as far as they have,
+        and which of them had not, or not wholly.
 
         Raises:
             NotFound: there is no such task, or no trace of it is left.
         """
         if not named:
-            return {}
+            return {}, frozenset()
+        await self._engine.settled()  # of what is not open now, the store has every end
+        unfinished = frozenset(filter(self._cluster.is_open, named))
         found = await self._engine.store.ended_states(named)
         for thing_id, states in list(found.items()):
             if states:
@@ -68,7 +74,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             del found[thing_id]
             if not self._cluster.is_open(thing_id):
                 await self._expand([str(thing_id)])
-        return found
+        return found, unfinished
 
     @answers
     async def GetTask(  # noqa: N802

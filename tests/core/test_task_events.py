@@ -9,9 +9,9 @@ from support.builders import spec, task
 from support.harness import SMALL, START_NS, Harness
 
 from controller.core.commands import Reply, SaveAttempt, SaveOutput, SendAcknowledgement
-from controller.core.errors import LimitReached
+from controller.core.errors import LimitReached, OutcomeUnknown
 from controller.core.events import AttemptEnded, TasksSubmitted
-from controller.core.model import OomCause, OutputStream, TaskState
+from controller.core.model import Dependency, DependencyKind, OomCause, OutputStream, TaskState
 from controller.core.sizes import told_bytes
 from controller.core.task_events import judge
 
@@ -104,6 +104,20 @@ def test_answer_of_a_repeated_submit_asks_for_nothing_else() -> None:
         first = TasksSubmitted(START_NS, "call", "ada", (spec(),))
         world.turn(first)
         assert list(world.scheduler.handle(first)) == [Reply((1,))]
+
+
+def test_array_that_has_ended_since_it_was_looked_up_is_to_be_looked_up_again() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec(array="1-2"))
+        world.ended(2)
+        seen = {1: frozenset({TaskState.SUCCEEDED})}
+        world.ended(3, exit_code=1)
+        waiting = spec(after=(Dependency(1, DependencyKind.OK),))
+        with pytest.raises(OutcomeUnknown):
+            world.submit(waiting, outcomes=seen, unfinished=(1,))
+        (late,) = world.submit(waiting)
+        assert world.states(late) == ["CANCELLED"]
 
 
 def test_instants_of_a_wrong_clock_are_brought_into_what_can_be_true() -> None:

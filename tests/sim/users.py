@@ -115,17 +115,23 @@ class Users:
             ids = laws.accepted[chance.choice(list(laws.accepted))]
             spec.after.add(task_id=str(chance.choice(ids)), kind=chance.choice(KINDS))
 
-    def _outcomes(self, specs: tuple[TaskSpec, ...]) -> dict[int, frozenset[TaskState]]:
-        """Return how those have ended that the specifications name, as the service reads it: of
-        what is still open there is nothing to say.
+    def _outcomes(
+        self, specs: tuple[TaskSpec, ...]
+    ) -> tuple[dict[int, frozenset[TaskState]], frozenset[int]]:
+        """Return how those have ended that the specifications name, and which are open still, as
+        the service reads it: of what is wholly open there is no outcome.
         """
         named = {wanted.task_id for spec in specs for wanted in spec.after if wanted.task_id > 0}
         outcomes: dict[int, set[TaskState]] = {}
+        unfinished: set[int] = set()
         for task in self._world.disk.tasks.values():
             for thing_id in named & {task.id, task.array_id}:
                 if task.ended:
                     outcomes.setdefault(thing_id, set()).add(task.state)
-        return {thing_id: frozenset(states) for thing_id, states in sorted(outcomes.items())}
+                else:
+                    unfinished.add(thing_id)
+        found = {thing_id: frozenset(states) for thing_id, states in sorted(outcomes.items())}
+        return found, frozenset(unfinished)
 
     def _spec(self, key: str) -> types_pb2.TaskSpec:
         chance = self._world.chance
@@ -167,8 +173,9 @@ class Users:
         _, user, specs = requests.submission(request, LIMITS)
         world.say(f"a user submits {request_id}, {len(specs)} tasks")
         answer = Answer(world, lambda ids: self._given(request_id, ids), _gone)
-        outcomes = self._outcomes(specs)
-        event = TasksSubmitted(world.timeline.now_ns(), request_id, user, specs, outcomes)
+        event = TasksSubmitted(
+            world.timeline.now_ns(), request_id, user, specs, *self._outcomes(specs)
+        )
         controller.engine.take(event, answer)
 
     def _call_again(self, request_id: str) -> None:

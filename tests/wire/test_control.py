@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from mass.v1 import agent_pb2, task_pb2, types_pb2
 from support.served import Served, Stream, joined_ready, sample
 from wire.test_api import refused
 
+from controller.core.events import TasksCancelled
 from controller.core.limits import GIB, MIB
 
 
@@ -198,6 +200,35 @@ async def test_action_reaches_every_element_of_an_array_and_names_ended_ones(
         ("CANCELLED", "task 1_5 has ended")
     ]
     assert await control(served, "RELEASE", "1_9", "1_9") == [("PENDING", "")]
+
+
+async def test_task_is_not_run_when_what_it_waits_for_fails_while_that_is_looked_up(
+    served: Served,
+) -> None:
+    stream = await joined_ready(served)
+    await submit(served, array=types_pb2.ArraySpec(indexes="1-2"), hold=True)
+    await control(served, "RELEASE", "2")
+    await running(served, stream, "2")
+    end = agent_pb2.Report(
+        sequence=2, task_id=2, attempt=1, ended=agent_pb2.AttemptEnded(exit_code=0)
+    )
+    await stream.write(agent_pb2.AgentMessage(reports=agent_pb2.ReportBatch(reports=[end])))
+    assert (await stream.read()).acknowledgement.sequence == 2
+
+    store: Any = served.engine.store
+    store.gate.clear()
+    before = asyncio.ensure_future(submit(served, hold=True))
+    while 4 not in served.cluster.tasks:
+        await asyncio.sleep(0.001)
+    served.engine.post(TasksCancelled(served.engine.now_ns(), (3,), 0))  # for the next turn
+    waits = [types_pb2.Dependency(task_id="1", kind=types_pb2.DEPENDENCY_KIND_OK)]
+    late = asyncio.ensure_future(submit(served, after=waits))
+    await asyncio.wait([late], timeout=0.1)
+    store.gate.set()
+    assert await before == ["4"]
+    (task_id,) = await late
+    task = (await served.tasks.GetTask(task_pb2.GetTaskRequest(id=task_id))).task
+    assert (words(task.state), task.reason_code) == ("CANCELLED", "DEPENDENCY_NEVER_MET")
 
 
 @pytest.mark.parametrize(

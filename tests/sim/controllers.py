@@ -369,15 +369,15 @@ class ServerStream:
         if self.closed:
             return
         assert self._record is not None
-        drive(self.controller.service._read(_one(message), self._record, self._number))
-        if message.WhichOneof("body") == "goodbye":
-            self._end("goodbye")
+        service = self.controller.service
+        if drive(service._read(_one(message), self._record, self._number)):
+            self._end("goodbye", goodbye=True)
 
     def _write(self) -> None:
         while not self.closed and (message := self._outbox.take()) is not None:
             self.link.send_down(message.SerializeToString())
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, goodbye: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
@@ -386,7 +386,7 @@ class ServerStream:
         engine.close_stream(self._number)
         self.controller.streams.remove(self)
         if self.node_id:
-            engine.post(NodeLeft(engine.now_ns(), self.node_id, self._number, reason))
+            engine.post(NodeLeft(engine.now_ns(), self.node_id, self._number, reason, goodbye))
 
 
 def drive(work: Coroutine[Any, Any, Any]) -> Any:

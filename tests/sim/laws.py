@@ -168,7 +168,8 @@ class Laws:
         _demand(reported, f"attempt {key} is saved as {outcome.value}, which nobody reported")
 
     def _not_lost(self, before: Task, task: Task) -> None:
-        if before.state not in PLACED_STATES or "no longer has it" not in task.reason:
+        given_up = "no longer has it" in task.reason or "has left" in task.reason
+        if before.state not in PLACED_STATES or not given_up:
             return
         key = (before.id, before.attempt)
         execution = self.executions.get(key)

@@ -68,7 +68,7 @@ class Cluster:
         self.tasks: dict[int, Task] = {}  # open ones; ended ones live in the store
         self.reservations: dict[int, int] = {}  # task id -> handle in the ledger
         self.learning = Learning(limits)
-        self.queue = PendingQueue(self.need_of, self.learning.size_bytes)
+        self.queue = PendingQueue(self.need_of, self.learning.sizes_bytes)
         self.guard_log = GuardLog()
         self.resampled: set[int] = set()  # slots of which samples came since the last cycle
         self.dependencies = Dependencies()

@@ -25,6 +25,7 @@ from controller.core.model import (
 )
 from controller.core.nodes import NodeRecord
 from controller.core.placement import Chooser, Refusal, explain_shape
+from controller.core.queue import Shape
 from controller.core.results import Results
 from controller.core.sizes import told_bytes
 
@@ -72,9 +73,8 @@ def _waits_for(cluster: Cluster, task: Task) -> str:
 
 
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
-    line = cluster.queue.line(task)
-    asks_bytes = line.shape.memory_request_bytes
-    asks = f"asks {told_bytes(asks_bytes)}"
+    shape = cluster.queue.shape_of(task)
+    asks = _asks(results, shape)
     cpus, gpus = f"asks {_cpus(task.spec.cpus)}", f"asks {_gpus(task.spec.gpus)}"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
@@ -100,8 +100,8 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
-        "NO_NODE_LARGE_ENOUGH": f"{asks}, the largest ready node can give"
-        f" {told_bytes(_largest(results))} when empty",
+        "NO_NODE_LARGE_ENOUGH": f"asks {told_bytes(shape.capacity_bytes)}, the largest ready node"
+        f" can give {told_bytes(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -111,12 +111,20 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
         f" ({terms(results, slot)})",
         "NO_NODE_WITH_CPUS": f"{cpus}, at most"
-        f" {_cpus_free(results, asks_bytes):g} free on a node with the memory for it",
+        f" {_cpus_free(results, shape):g} free on a node with the memory for it",
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
     }
     return sentences[refusal.code]
+
+
+def _asks(results: Results, shape: Shape) -> str:
+    """Return how much memory a shape asks, and of which nodes where not all will do."""
+    asks, least_bytes = f"asks {told_bytes(shape.memory_request_bytes)}", shape.node_min_bytes
+    if least_bytes and (results.offers.capacity[results.offers.open] < least_bytes).any():
+        asks += f" on a node that can give the {told_bytes(least_bytes)} it declares"
+    return asks
 
 
 def _cpus(count: float) -> str:
@@ -131,9 +139,10 @@ def _tasks(count: int) -> str:
     return f"{count} task" if count == 1 else f"{count} tasks"
 
 
-def _cpus_free(results: Results, asks_bytes: int) -> float:
+def _cpus_free(results: Results, shape: Shape) -> float:
     offers = results.offers
-    fits = offers.open & ~offers.blocked & (offers.promise >= asks_bytes)
+    fits = offers.open & ~offers.blocked & (offers.promise >= shape.memory_request_bytes)
+    fits &= offers.capacity >= shape.node_min_bytes
     return float(offers.cpus_free[fits].max(initial=0))
 
 
@@ -228,7 +237,8 @@ def _refusal_of(
     cluster: Cluster, results: Results, task: Task, record: NodeRecord
 ) -> tuple[str, str]:
     offers, slot, spec = results.offers, record.slot, task.spec
-    asks_bytes = cluster.queue.shape_of(task).memory_request_bytes
+    shape = cluster.queue.shape_of(task)
+    asks_bytes = shape.memory_request_bytes
     asks = told_bytes(asks_bytes)
     if record.node.scheduling is not Scheduling.ENABLED:
         why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
@@ -237,9 +247,10 @@ def _refusal_of(
         return "NOT_READY", not_ready
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
-    if offers.capacity[slot] < asks_bytes:
+    if offers.capacity[slot] < shape.capacity_bytes:
         capacity = told_bytes(int(offers.capacity[slot]))
-        return "TOO_SMALL", f"asks {asks}, the node can give {capacity} when empty"
+        whole = told_bytes(shape.capacity_bytes)
+        return "TOO_SMALL", f"asks {whole}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
         names = [result.rule.name for result in results.rules if result.blocks(slot)]
         return "BLOCKED_BY_RULE", f"rule {', '.join(names)} holds on it"

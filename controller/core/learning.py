@@ -46,6 +46,7 @@ class Decision:
     """How much memory is set aside for a need, and which numbers led to it."""
 
     size_bytes: int  # to set aside at the start
+    node_min_bytes: int  # what a node must be able to give in all; 0: any will do
     expected_peak_bytes: int  # 0: nothing is known
     basis: Basis
     reason: str
@@ -110,7 +111,6 @@ class Learning:
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
         self._lately = _Most(OFFER_KEPT_NS)  # what an open node could give; 0: not known
         self._hoped = _Most(STEP_KEPT_NS)  # or what a closed one may give again
-        self._capacity_bytes = 0  # of the largest node
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -118,20 +118,17 @@ class Learning:
         self.limits = limits
         self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
         self.curves.policy = self.policy
-        self._decisions: dict[Need, tuple[tuple[int, int, int, int], Decision]] = {}
+        self._decisions: dict[Need, tuple[tuple[int, int, int], Decision]] = {}
 
-    def offer(
-        self, now_ns: int, open_bytes: int, closed_bytes: int = 0, capacity_bytes: int = 0
-    ) -> None:
-        """Take in the most that some open node could give with no task on it, now, what one that
-        is closed may give again, and the largest capacity of all.
+    def offer(self, now_ns: int, open_bytes: int, closed_bytes: int = 0) -> None:
+        """Take in the most that some open node could give with no task on it, now, and what one
+        that is closed may give again.
 
         Sizes go no further than the most of the last while: what others use on a node for a moment,
         or a task that has just ended, must not make every size small.
         """
         self._lately.take(now_ns, open_bytes)
         self._hoped.take(now_ns, max(open_bytes, closed_bytes))
-        self._capacity_bytes = max(open_bytes, closed_bytes, capacity_bytes)
 
     # --- asking ---
 
@@ -139,7 +136,7 @@ class Learning:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
         version = self.sizing.version(need.category)
         hoped_bytes = self._hoped.bytes if need.reached_bytes else 0
-        stamp = (version, self._lately.bytes, hoped_bytes, self._capacity_bytes)
+        stamp = (version, self._lately.bytes, hoped_bytes)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -149,9 +146,11 @@ class Learning:
         self._decisions[need] = (stamp, decision)
         return decision
 
-    def size_bytes(self, need: Need) -> int:
-        """Return what a need's next attempt has set aside at its start."""
-        return self.decide(need).size_bytes
+    def sizes_bytes(self, need: Need) -> tuple[int, int]:
+        """Return what a need's next attempt has set aside at its start, and what its node must be
+        able to give in all."""
+        decision = self.decide(need)
+        return decision.size_bytes, decision.node_min_bytes
 
     def is_brief(self, spec: TaskSpec) -> bool:
         """Say whether a task may be expected to end soon, as all of its category did lately.
@@ -200,13 +199,11 @@ class Learning:
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
             reason += f"; no more than its own limit of {told_bytes(size_bytes)}"
-        capacity_bytes = self._capacity_bytes or most_bytes
-        if size.basis in DECLARATION_STANDS and (need.declared_bytes or 0) > capacity_bytes:
-            # Its user may know better than we: it waits for a larger node, and says so.
-            size_bytes = need.declared_bytes or 0
-            reason += "; all of it is waited for, as no node is that large"
+        stands = size.basis in DECLARATION_STANDS
+        # Its user may know better than we: it waits for a node that large, and says so.
+        node_min_bytes = (need.declared_bytes or 0) if stands else 0
         peak_bytes = max(expected.peak_bytes, need.used_bytes)
-        return Decision(size_bytes, peak_bytes, size.basis, reason)
+        return Decision(size_bytes, node_min_bytes, peak_bytes, size.basis, reason)
 
     def _most_bytes(self, need: Need) -> int:
         """Return what the size goes no further than: what a node could give lately.

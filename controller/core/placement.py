@@ -69,7 +69,7 @@ class Refusal:
 
     code: str
     nodes: int  # that were looked at
-    best_slot: int | None = None  # the open node with the largest promise
+    best_slot: int | None = None  # the one with the largest promise that passed all checks before
     best_promise_bytes: int = 0
 
 
@@ -185,6 +185,8 @@ def feasible(offers: Offers, shape: Shape, kept: Bools) -> Bools:
     )
     if len(offers.stopped):
         mask &= ~offers.stopped
+    if shape.node_min_bytes:
+        mask &= offers.capacity >= shape.node_min_bytes
     if shape.gpus:
         mask &= offers.gpus_free >= shape.gpus
     if shape.constraint:
@@ -261,8 +263,10 @@ class _Round:
         for slot, time_ns in offers.spare_ns.items():
             self.spare_ns[slot] = time_ns
         self._backfills = any(time_ns > 0 for time_ns in offers.spare_ns.values())
-        # By cpus, gpus, constraint and, where a short task may go to a kept node, its time limit.
-        self.choosers: dict[tuple[float, int, str, int], Chooser] = {}
+        # By cpus, gpus, constraint, how large its node must be where some is smaller, and, where a
+        # short task may go to a kept node, its time limit.
+        self.choosers: dict[tuple[float, int, str, int, int], Chooser] = {}
+        self._smallest_bytes = int(offers.capacity.min(initial=1 << 62, where=offers.open))
         self.result = Placements(Refusals(offers, self.kept))
         # Tasks of one shape are interchangeable: a node kept for one of them serves the first.
         self.kept_for: dict[Shape, list[int]] = {}
@@ -276,7 +280,9 @@ class _Round:
         short = self._backfills and shape.time_limit_ns > 0
         if not short and self._hopeless(shape):
             return None
-        kind = (shape.cpus, shape.gpus, shape.constraint, shape.time_limit_ns if short else 0)
+        node_bytes = shape.node_min_bytes if shape.node_min_bytes > self._smallest_bytes else 0
+        time_ns = shape.time_limit_ns if short else 0
+        kind = (shape.cpus, shape.gpus, shape.constraint, node_bytes, time_ns)
         chooser = self.choosers.get(kind)
         if chooser is None:
             kept = self.kept
@@ -284,7 +290,7 @@ class _Round:
                 kept = kept & (self.spare_ns < shape.time_limit_ns)
             chooser = self.choosers[kind] = Chooser(self.offers, kept)
         slot = chooser.choose(shape)
-        plain = not shape.gpus and not shape.constraint
+        plain = not shape.gpus and not shape.constraint and not node_bytes
         if slot is None and plain and len(self._refused_bytes) < REFUSED_CPUS_MAX:
             self._refused_bytes[shape.cpus] = shape.memory_request_bytes
         return slot
@@ -377,7 +383,6 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
     nodes = int(np.count_nonzero(offers.capacity > 0))
     if not offers.open.any():
         return Refusal("NO_NODE_READY", nodes)
-    best = int(np.argmax(np.where(offers.open, offers.promise, -1)))
     anywhere = np.ones(len(offers.open), dtype=np.bool_)
     steps: tuple[tuple[str, Bools], ...] = (
         (
@@ -385,7 +390,7 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
             offers.matching(shape.constraint) if shape.constraint else anywhere,
         ),
         ("NO_NODE_WITH_THAT_MANY_GPUS", offers.gpus >= shape.gpus if shape.gpus else anywhere),
-        ("NO_NODE_LARGE_ENOUGH", offers.capacity >= shape.memory_request_bytes),
+        ("NO_NODE_LARGE_ENOUGH", offers.capacity >= shape.capacity_bytes),
         ("NO_NODE_WITH_THAT_MANY_CPUS", offers.cpus >= shape.cpus),
         ("BLOCKED_BY_RULE", ~offers.blocked),
         ("INTAKE_STOPPED", ~offers.stopped if len(offers.stopped) else anywhere),
@@ -394,12 +399,14 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
         ("NO_NODE_WITH_GPUS", offers.gpus_free >= shape.gpus if shape.gpus else anywhere),
         ("NODE_KEPT_FOR_ANOTHER", ~kept),
     )
-    left = offers.open.copy()
+    left, reason = offers.open, "NO_NODE_WITH_MEMORY"
     for code, mask in steps:
-        left &= mask
-        if not left.any():
-            return Refusal(code, nodes, best, int(offers.promise[best]))
-    return Refusal("NO_NODE_WITH_MEMORY", nodes, best, int(offers.promise[best]))
+        if not (left & mask).any():
+            reason = code
+            break
+        left = left & mask
+    best = int(np.argmax(np.where(left, offers.promise, -1)))
+    return Refusal(reason, nodes, best, int(offers.promise[best]))
 
 
 def able_when_empty(offers: Offers, shape: Shape) -> Bools:
@@ -410,6 +417,8 @@ def able_when_empty(offers: Offers, shape: Shape) -> Bools:
         & (offers.when_empty >= shape.memory_request_bytes)
         & (offers.cpus >= shape.cpus)
     )
+    if shape.node_min_bytes:
+        able &= offers.capacity >= shape.node_min_bytes
     if shape.gpus:
         able &= offers.gpus >= shape.gpus
     if shape.constraint:
@@ -417,17 +426,16 @@ def able_when_empty(offers: Offers, shape: Shape) -> Bools:
     return able
 
 
-def largest_sizes_bytes(offers: Offers) -> tuple[int, int, int]:
-    """Return the most that a learned size may be: what some open node could give when empty, what
-    some closed one may give again, and the largest capacity of all; 0 where there is none.
+def largest_sizes_bytes(offers: Offers) -> tuple[int, int]:
+    """Return the most that a learned size may be: what some open node could give when empty, and
+    what some closed one may give again; 0 where there is none.
 
     The first in steps of a 32nd of a node's capacity, so that sizes do not change with each sample.
     """
     step = np.maximum(offers.capacity // 32, 1)
     fits = np.minimum(offers.when_empty, offers.capacity) // step * step
     again = offers.capacity[offers.reopens].max(initial=0) if len(offers.reopens) else 0
-    largest = offers.capacity.max(initial=0)
-    return int(fits[offers.open].max(initial=0)), int(again), int(largest)
+    return int(fits[offers.open].max(initial=0)), int(again)
 
 
 def node_to_keep(offers: Offers, shape: Shape, taken: Bools) -> int | None:

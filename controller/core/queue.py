@@ -28,6 +28,12 @@ class Shape:
     constraint: str = ""
     pack: bool = False
     time_limit_ns: int = 0  # 0: none; a short task may run where a node is kept free for another
+    node_min_bytes: int = 0  # what its node must be able to give in all, however little is asked
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Return the least capacity of a node that can ever take it."""
+        return max(self.memory_request_bytes, self.node_min_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ def _as_declared(task: Task) -> None:
     return None
 
 
-def _never(need: Need) -> int:
+def _never(need: Need) -> tuple[int, int]:
     raise AssertionError(f"nothing sizes {need}")
 
 
@@ -110,9 +116,10 @@ class PendingQueue:
     def __init__(
         self,
         need_of: Callable[[Task], Need | None] = _as_declared,
-        size_of: Callable[[Need], int] = _never,
+        size_of: Callable[[Need], tuple[int, int]] = _never,
     ) -> None:
-        """Take what says which tasks are sized by what is learned, and how large a need is now."""
+        """Take what says which tasks are sized by what is learned, and of a need how large it is
+        now, and its node must be."""
         self._need_of, self._size_of = need_of, size_of
         self._lines: dict[Line, _Members] = {}
         self._line_by_task: dict[int, Line] = {}
@@ -168,10 +175,11 @@ class PendingQueue:
     def _as_sized(self, line: Line) -> Line:
         if line.need is None:
             return line
-        size_bytes = self._size_of(line.need)
+        sizes = size_bytes, node_bytes = self._size_of(line.need)
         sized = self._sized.get(line)
-        if sized is None or sized.shape.memory_request_bytes != size_bytes:
-            sized = replace(line, shape=replace(line.shape, memory_request_bytes=size_bytes))
+        if sized is None or sizes != (sized.shape.memory_request_bytes, sized.shape.node_min_bytes):
+            shape = replace(line.shape, memory_request_bytes=size_bytes, node_min_bytes=node_bytes)
+            sized = replace(line, shape=shape)
             if line in self._lines:
                 self._sized[line] = sized
         return sized

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.builders import size, spec, task
 from support.harness import SMALL, Harness
 
+from controller.core import explain
 from controller.core.learning import Learning, sizing_ask
 from controller.core.limits import GIB, MIB, SECOND_NS
 from controller.core.model import MemoryLimits, OomCause, TaskState
@@ -219,7 +220,47 @@ def test_declaration_beyond_every_node_stands_beside_what_others_used() -> None:
         run(world, peak="1GiB")
         (task_id,) = world.submit(spec("100GiB", name="of another category"))
         assert world.states(task_id) == ["PENDING"]
-        assert world.cluster.queue.shape(task_id).memory_request_bytes == 100 * GIB
+        assert world.cluster.queue.shape(task_id).node_min_bytes == 100 * GIB
+
+
+def test_declaration_goes_to_a_node_that_can_give_it_until_something_is_learned() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("large", total="16GiB")
+        world.sample("large", used="13GiB")
+        world.ready("small", total="8GiB")
+        first, second = world.submit(spec("12GiB"), spec("4GiB", name="other"))
+        assert world.states(first, second) == ["PENDING", "ASSIGNED"]
+        waiting = world.task(first)
+        cluster, results = world.cluster, world.scheduler.displayed
+        assert results is not None
+        code, reason = explain.pending_reason(cluster, results, waiting)
+        assert code == "NO_NODE_WITH_MEMORY"
+        assert reason.startswith(
+            "asks 4 GiB on a node that can give the 12 GiB it declares, the largest promise is"
+            " 2.2 GiB on node large ("
+        )
+        of_small = explain.node_refusals(cluster, results, waiting)[1]
+        assert of_small.reason == "asks 12 GiB, the node can give 7.6 GiB when empty"
+        world.sample("large")
+        assert world.task(first).node_id == "large"
+        assert world.task(first).memory_size_bytes == 4 * GIB
+        world.ended(first, peak="1GiB")
+        world.cordon("large")
+        (third,) = world.submit(spec("12GiB"))
+        assert world.task(third).node_id == "small", "it is known that it needs less"
+
+
+def test_declaration_beyond_a_small_node_keeps_no_task_off_it() -> None:
+    """Of tasks that differ in what they declare alone, each goes where it may."""
+    with Harness(ELASTIC) as world:
+        world.ready("large", total="16GiB")
+        world.ready("small", total="8GiB")
+        asked = [spec(f"{gib}GiB", name=f"of {gib}") for gib in (12, 6, 12, 6, 12, 6, 12, 3)]
+        placed = [world.task(task_id) for task_id in world.submit(*asked)]
+        on_large = [t.node_id == "large" for t in placed if t.spec.name == "of 12" and t.attempt]
+        assert on_large == [True] * 3
+        assert [t.attempt for t in placed].count(0) == 1
+        assert {t.node_id for t in placed} >= {"small"}
 
 
 @pytest.mark.parametrize("cause", [OomCause.BYSTANDER, OomCause.GUARD])

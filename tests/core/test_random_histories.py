@@ -210,6 +210,7 @@ class History:
                     and not offers.blocked[slot]
                     and not offers.stopped[slot]
                     and offers.promise[slot] >= cluster.queue.shape(task.id).memory_request_bytes
+                    and offers.capacity[slot] >= cluster.queue.shape(task.id).node_min_bytes
                     and offers.cpus_free[slot] >= task.spec.cpus
                     and offers.gpus_free[slot] >= task.spec.gpus
                     and (not task.spec.constraint or offers.matching(task.spec.constraint)[slot])
@@ -336,7 +337,7 @@ class History:
         machine = "shared" if name in ("n1", "n2") else ""
         self.world.join(
             name,
-            capacity=4 * GIB,
+            capacity=6 * GIB if name == "n4" else 4 * GIB,
             machine=machine,
             instance=instance,
             attempts=(*known, KnownAttempt(99, 1, ended=False)),

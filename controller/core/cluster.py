@@ -460,6 +460,7 @@ class Cluster:
         self.next_task_id = next_task_id
         self.cluster_id = cluster_id
         self._settling_until_ns = now_ns + self.limits.sample_hold_ns
+        self.hope(now_ns)
         slots = {record.node.id: record.slot for record in self.nodes.values()}
         self.update_task_rows()
         self.alerts.restore(alerts, slots, now_ns, self.task_rows.by_subject())
@@ -489,6 +490,12 @@ class Cluster:
     def largest_capacity_bytes(self) -> int:
         """Return what the largest node can give, in bytes; 0 without a node."""
         return int(self.ledger.capacity_bytes[: self.table.count].max(initial=0))
+
+    def hope(self, now_ns: int) -> None:
+        """Let a task that reached more than before hope for the closed nodes too, for a while."""
+        count = self.table.count
+        shut = self.ledger.capacity_bytes[:count][~self.table.open[:count]]
+        self.learning.hope(now_ns, int(shut.max(initial=0)))
 
     def reconfigure(self, rules: RuleSet, limits: Limits, now_ns: int) -> None:
         """Go on with other rules and limits. The bounds that the pool was laid out for stay.

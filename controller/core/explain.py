@@ -24,7 +24,7 @@ from controller.core.model import (
     TaskState,
 )
 from controller.core.nodes import NodeRecord
-from controller.core.placement import Chooser, Refusal, explain_shape
+from controller.core.placement import Chooser, Refusal, able_when_empty, explain_shape
 from controller.core.queue import Shape
 from controller.core.results import Results
 from controller.core.sizes import told_bytes
@@ -101,7 +101,7 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
         "NO_NODE_LARGE_ENOUGH": f"asks {told_bytes(shape.capacity_bytes)}, the largest ready node"
-        f" can give {told_bytes(_largest(results))} when empty",
+        f" can give {told_bytes(_largest(results))} when empty{_closed(cluster, results, shape)}",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -125,6 +125,16 @@ def _asks(results: Results, shape: Shape) -> str:
     if least_bytes and (results.offers.capacity[results.offers.open] < least_bytes).any():
         asks += f" on a node that can give the {told_bytes(least_bytes)} it declares"
     return asks
+
+
+def _closed(cluster: Cluster, results: Results, shape: Shape) -> str:
+    """Return which node would take a shape if it were open, behind a sentence."""
+    closed = replace(results.offers, open=~results.offers.open)
+    names = [cluster.table.ids[slot] for slot in np.flatnonzero(able_when_empty(closed, shape))]
+    for node_id in sorted(name for name in names if name is not None):
+        why = _why_closed(results, cluster.nodes[node_id])[1]
+        return f"; node {node_id} could take it, were it open ({why})"
+    return ""
 
 
 def _cpus(count: float) -> str:
@@ -240,11 +250,9 @@ def _refusal_of(
     shape = cluster.queue.shape_of(task)
     asks_bytes = shape.memory_request_bytes
     asks = told_bytes(asks_bytes)
-    if record.node.scheduling is not Scheduling.ENABLED:
-        why = f": {record.node.scheduling_reason}" if record.node.scheduling_reason else ""
-        return record.node.scheduling.value, f"{record.node.scheduling.value.lower()}{why}"
-    if not_ready := _not_ready(results, record):
-        return "NOT_READY", not_ready
+    code, why = _why_closed(results, record)
+    if code:
+        return code, why
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
     if offers.capacity[slot] < shape.capacity_bytes:
@@ -268,8 +276,18 @@ def _refusal_of(
     return "NONE", "could take it in the next cycle"
 
 
+def _why_closed(results: Results, record: NodeRecord) -> tuple[str, str]:
+    """Return why a node takes no tasks at all, as code and sentence; "" where it does."""
+    node = record.node
+    if node.scheduling is not Scheduling.ENABLED:
+        why = f": {node.scheduling_reason}" if node.scheduling_reason else ""
+        return node.scheduling.value, f"{node.scheduling.value.lower()}{why}"
+    not_ready = _not_ready(results, record)
+    return ("NOT_READY", not_ready) if not_ready else ("", "")
+
+
 def _not_ready(results: Results, record: NodeRecord) -> str:
-    """Return why a node takes no tasks at all, "" where it does."""
+    """Return why a node that is not kept from taking tasks takes none, "" where it does."""
     if record.stream is None:
         why = "its agent has left" if record.has_left else "the node is not connected"
         return f"{why} ({record.state.value})"

@@ -111,6 +111,7 @@ class Learning:
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
         self._lately = _Most(OFFER_KEPT_NS)  # what an open node could give; 0: not known
         self._hoped = _Most(STEP_KEPT_NS)  # or what a closed one may give again
+        self._shut = _Most(STEP_KEPT_NS)  # or any closed one, where it is the only hope
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -129,14 +130,19 @@ class Learning:
         """
         self._lately.take(now_ns, open_bytes)
         self._hoped.take(now_ns, max(open_bytes, closed_bytes))
+        self._shut.take(now_ns, 0)
+
+    def hope(self, now_ns: int, shut_bytes: int) -> None:
+        """Let what any closed node could give be waited for a while by those that have reached more
+        than the open ones give, however long it is closed: one has just done so."""
+        self._shut.take(now_ns, shut_bytes)
 
     # --- asking ---
 
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
         version = self.sizing.version(need.category)
-        hoped_bytes = self._hoped.bytes if need.reached_bytes else 0
-        stamp = (version, self._lately.bytes, hoped_bytes)
+        stamp = (version, self._lately.bytes, self._hoped_bytes(need))
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -208,15 +214,24 @@ class Learning:
     def _most_bytes(self, need: Need) -> int:
         """Return what the size goes no further than: what a node could give lately.
 
-        After an end out of memory that may be too little while a larger node is closed, or used by
-        others for a while: a step beyond what was reached is waited for, as far as there is hope.
+        After an end that memory made, that may be too little while a larger node is closed, or used
+        by others for a while: a step beyond what was reached by its own fault, or what the guard
+        saw it use, is waited for, as far as there is hope.
         """
         most_bytes = self._lately.bytes or self.limits.memory_request_max_bytes
-        step_bytes = math.ceil(need.reached_bytes * STEP_MIN)
-        hoped_bytes = self._hoped.bytes
-        if step_bytes > hoped_bytes and need.reached_bytes < most_bytes:
-            return most_bytes  # nobody will give the step, but some give more than was reached
-        return max(most_bytes, min(step_bytes, hoped_bytes))
+        wanted_bytes = max(math.ceil(need.reached_bytes * STEP_MIN), need.used_bytes)
+        hoped_bytes = self._hoped_bytes(need)
+        # Less than that is hoped for only where no open node gives more than was reached.
+        if wanted_bytes <= hoped_bytes or most_bytes <= need.seen_bytes < hoped_bytes:
+            return max(most_bytes, min(wanted_bytes, hoped_bytes))
+        return most_bytes
+
+    def _hoped_bytes(self, need: Need) -> int:
+        """Return what a need may hope for that memory ended before: 0 where it can do without."""
+        hoped_bytes = self._hoped.bytes if need.reached_bytes else 0  # else it may outgrow its size
+        if need.seen_bytes > 0 and need.seen_bytes >= self._lately.bytes:
+            return max(hoped_bytes, self._shut.bytes)
+        return hoped_bytes
 
     def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
         """Return what is set aside at first of a size that a task may outgrow, and why."""

@@ -23,6 +23,11 @@ class Need:
     whole: bool = False  # the guard ended one: all that is expected is set aside at once
     used_bytes: int = 0  # the most that it was seen to use then
 
+    @property
+    def seen_bytes(self) -> int:
+        """Return the most that it is known to take; 0 before memory has ended an attempt."""
+        return max(self.reached_bytes, self.used_bytes)
+
 
 def need_of(task: Task, memory_limits: MemoryLimits) -> Need | None:
     """Return what a task's size follows from; None where it is its request.

@@ -245,6 +245,8 @@ def after_out_of_memory(
     count, most = task.memory_requeues + 1, cluster.limits.memory_requeues_max
     if own_fault:
         reached_bytes = max(task.memory_reached_bytes, reached(ended))
+        if reached_bytes > task.memory_reached_bytes:
+            cluster.hope(now_ns)
         task = replace(task, memory_requeues=count, memory_reached_bytes=reached_bytes)
         again += f"; again with more memory, {count} of {most}"
         return _requeue(cluster, task, again)
@@ -254,6 +256,8 @@ def after_out_of_memory(
         again += f"; again, {count} of {most}"
         return _requeue(cluster, replace(task, memory_requeues=count), again, later_ns)
     by_guard = ended.oom_cause is OomCause.GUARD
+    if by_guard and not task.guard_kills:
+        cluster.hope(now_ns)
     task = replace(
         task,
         memory_spared=task.memory_spared + 1,

@@ -14,7 +14,7 @@ from support.harness import SMALL, Harness
 
 from controller.core import explain
 from controller.core.learning import Learning, sizing_ask
-from controller.core.limits import GIB, MIB, SECOND_NS
+from controller.core.limits import GIB, MIB, SECOND_NS, Limits
 from controller.core.model import MemoryLimits, OomCause, TaskState
 from controller.core.needs import INPUT_BITS, Need, need_of, rounded_up
 from controller.core.sizing import Basis
@@ -182,6 +182,48 @@ def test_more_memory_than_a_node_can_give_beside_others_is_waited_for_a_while() 
         assert 6 * GIB < world.task(task_id).memory_size_bytes < 7 * GIB
 
 
+@pytest.mark.parametrize("closed", ["cordoned", "down", "begun anew"])
+@pytest.mark.parametrize("limits", [SMALL, ELASTIC], ids=["strict", "elastic"])
+def test_more_than_any_open_node_gives_is_waited_for_a_while(limits: Limits, closed: str) -> None:
+    cause = OomCause.OWN_LIMIT if limits is SMALL else OomCause.GUARD
+    with Harness(limits) as world:
+        world.ready("large", total="16GiB")
+        world.ready("small", total="8GiB")
+        (task_id,) = world.submit(spec("auto", name="again"))
+        world.cordon("large")
+        for _ in range(120):
+            world.advance("29s")
+            world.sample("large", used="12GiB", tasks={task_id: "12GiB"})
+            world.sample("small")
+        world.ended(task_id, node="large", signal=9, oom_kills=1, cause=cause, peak="12GiB")
+        if closed == "down":
+            world.leave("large")
+            world.advance("180s")
+            world.uncordon("large")
+            world.sample("small")
+        if closed == "begun anew":
+            world.restart()
+            world.ready("small", total="8GiB")
+        for _ in range(19):
+            assert world.states(task_id) == ["PENDING"]
+            world.advance("29s")
+            world.sample("small")
+        code, reason = explain.pending_reason(
+            world.cluster, world.scheduler.displayed, world.task(task_id)
+        )
+        assert code == "NO_NODE_LARGE_ENOUGH"
+        told = {
+            "cordoned": "cordoned: repair",
+            "down": "the node is not connected (DOWN)",
+            "begun anew": "cordoned: repair",
+        }
+        assert reason.endswith(f"; node large could take it, were it open ({told[closed]})")
+        for _ in range(30):
+            world.advance("29s")
+            world.sample("small")
+        assert world.task(task_id).node_id == "small", "nobody came"
+
+
 def test_more_memory_goes_up_to_the_largest_node_and_ends_there() -> None:
     with Harness() as world:
         world.ready("n1", total="16GiB")
@@ -200,6 +242,11 @@ def test_more_memory_is_as_much_as_may_be_hoped_for_and_within_its_own_limit() -
     assert learning.decide(need).size_bytes == 9 * GIB
     assert learning.decide(replace(need, limit_bytes=7 * GIB)).size_bytes == 7 * GIB
     assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 15 * GIB
+    beyond = replace(need, reached_bytes=16 * GIB)
+    assert learning.decide(beyond).size_bytes == 2 * GIB, "no node that is known is of any use"
+    learning.hope(1, 20 * GIB)
+    assert learning.decide(beyond).size_bytes == 20 * GIB
+    assert learning.decide(need).size_bytes == 9 * GIB
     learning = Learning(SMALL)
     learning.offer(1, 13 * GIB, 15 * GIB)
     assert learning.decide(replace(need, reached_bytes=12 * GIB)).size_bytes == 13 * GIB

@@ -87,6 +87,7 @@ class Quotas:
     # How many of each category are placed of which nothing is heard; asked where it matters.
     silent: Callable[[], Mapping[str, int]] = dict
     is_brief: Callable[[int], bool] = lambda task_id: False  # it ends soon, as far as is known
+    held: int = 0  # sent ahead, and not started yet
     _silent: Mapping[str, int] | None = None  # the answer, for the whole round
 
     def refusal(self, line: Line) -> str:
@@ -110,8 +111,19 @@ class Quotas:
             self._silent = self.silent()
         return self.category_tasks[category] - self._silent.get(category, 0)
 
-    def take(self, line: Line) -> None:
+    def spares(self, line: Line, room: int) -> bool:
+        """Say whether one of this line may be sent ahead.
+
+        Held ones count as placed: they must not keep those back that could start elsewhere. So
+        there are no more of them than `room`, which is left to all, and a user whose placed tasks
+        are half of what he may have gets none.
+        """
+        half = self.user_tasks_max / 2 or math.inf
+        return self.held < room and self.user_tasks.get(line.user, 0) < half
+
+    def take(self, line: Line, ahead: bool = False) -> None:
         """Count a placed task."""
+        self.held += ahead
         self.user_tasks[line.user] = self.user_tasks.get(line.user, 0) + 1
         if line.need is not None:
             category = line.need.category
@@ -358,8 +370,8 @@ def place(
             ordered.skip_line()
             continue
         slot, ahead = walk.choose(shape), False
-        # Held ones count as running, so they leave half of that bound to others.
-        if slot is None and len(result.placed) < room // 2 and quotas.is_brief(task_id):
+        left = room - len(result.placed)
+        if slot is None and quotas.spares(line, left) and quotas.is_brief(task_id):
             slot, ahead = walk.choose_ahead(shape), True
         if slot is None:
             walk.refuse(shape)
@@ -369,7 +381,7 @@ def place(
         if walk.sends_ahead and not ahead and not quotas.is_brief(task_id):
             offers.ahead[slot] = 0.0  # nothing brief waits behind it
         offers.take(slot, shape)
-        quotas.take(line)
+        quotas.take(line, ahead)
         ordered.charge(line)
         result.placed.append(Placement(task_id, slot, shape, line.need, ahead))
         last_placed = max(last_placed, ordered.rank)

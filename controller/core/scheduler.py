@@ -209,6 +209,7 @@ class Scheduler:
             cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
             lambda: cluster.silent_tasks(results.now_ns),
             lambda task_id: cluster.learning.is_brief(cluster.tasks[task_id].spec),
+            len(cluster.ahead),
         )
         results.offers.ahead = cluster.table.ahead_cpus(
             results.now_ns, cluster.limits.ahead_per_cpu

@@ -208,3 +208,18 @@ def test_restarted_controller_sends_nothing_ahead_behind_what_it_does_not_know()
         world.restart()
         come_back(world, ids)
         assert counts(world, ids) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "bound", [{"tasks_running_max": 8}, {"user_tasks_max": 8}], ids=["of all", "of a user"]
+)
+def test_what_is_held_leaves_half_of_what_is_left_of_a_bound(bound: dict[str, int]) -> None:
+    with Harness(replace(SMALL, **bound)) as world:  # type: ignore[arg-type]
+        world.ready("n1", cpus=1.0, holds_ahead=True, labels={"brief": ""})
+        learn(world)
+        world.submit(*[replace(BRIEF, constraint="brief")] * 20)
+        for _ in range(5):
+            world.cycle()
+        world.ready("n2", cpus=8.0)
+        long = world.submit(*[replace(LONG, constraint="not brief")] * 3)
+        assert world.states(*long) == ["ASSIGNED"] * 3

@@ -7,6 +7,7 @@ everything is checked. MASS_HISTORIES sets how many are tried.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,7 @@ from controller.core.commands import SaveAttempt, SaveTask, SendAssignment, Send
 from controller.core.dependencies import fulfils
 from controller.core.errors import MassError
 from controller.core.events import GuardActed
+from controller.core.learning import by_own_fault, reached
 from controller.core.limits import Limits
 from controller.core.model import (
     Dependency,
@@ -38,6 +40,7 @@ from controller.core.model import (
     TaskSpec,
     TaskState,
 )
+from controller.core.placement import largest_sizes_bytes
 
 LIMITS = replace(
     SMALL,
@@ -58,6 +61,27 @@ RULES = (
 )
 NODES = ("n1", "n2", "n3", "n4", "n5")
 GIB = 1 << 30
+HISTORIES = int(os.environ.get("MASS_HISTORIES", "60"))
+
+ENDS: tuple[dict[str, object], ...] = (
+    {},
+    {"exit_code": 3},
+    {"signal": 9, "oom_kills": 1, "cause": OomCause.OWN_LIMIT, "peak": GIB},
+    {"stopped": True, "signal": 15},
+    {"start_error": "no such file"},
+    {"start_error": "Cannot allocate memory", "cause": OomCause.BYSTANDER},
+    {"start_error": "the agent is ending", "stopped": True},
+    {"timed_out": True, "signal": 15},
+    {"exit_code": None, "ended_at_ns": -(1 << 70)},
+    {"peak": GIB},
+    {"oom_kills": 1, "cause": OomCause.CHILD_ONLY, "peak": 2 * GIB},
+    {"signal": 9, "cause": OomCause.GUARD, "peak": GIB},
+    {"signal": 9, "oom_kills": 1, "cause": OomCause.BYSTANDER},
+    {"signal": 9, "cause": OomCause.OUTSIDE, "peak": GIB},
+    {"exit_code": 1, "cause": OomCause.BYSTANDER, "peak": GIB},
+    {"signal": 9, "oom_kills": 1, "cause": OomCause.OWN_LIMIT, "peak": 5 * GIB},
+    {"signal": 9, "cause": OomCause.GUARD, "peak": 5 * GIB},
+)
 
 node = st.sampled_from(NODES)
 pick = st.integers(0, 11)  # which of the tasks that are open; any when there are fewer
@@ -104,7 +128,7 @@ steps = st.one_of(
     st.tuples(st.just("guard"), node, pick, st.sampled_from(GuardStepKind)),
     st.tuples(st.just("intake stops"), node, quarter),
     st.tuples(st.just("started"), pick),
-    st.tuples(st.just("ended"), pick, st.integers(0, 11)),
+    st.tuples(st.just("ended"), pick, st.sampled_from(ENDS)),
     st.tuples(st.just("wrong report"), pick, node, st.integers(0, 3), st.booleans()),
     st.tuples(st.just("wait"), st.sampled_from(["1s", "7s", "31s", "130s", "16m"])),
     st.tuples(st.just("restart")),
@@ -115,21 +139,24 @@ steps = st.one_of(
 # Most of what a history needs to become interesting is some nodes that take tasks.
 histories = st.tuples(st.integers(0, 3), st.lists(steps, min_size=5, max_size=60))
 
-ENDS: tuple[dict[str, object], ...] = (
-    {},
-    {"exit_code": 3},
-    {"signal": 9, "oom_kills": 1, "cause": OomCause.OWN_LIMIT, "peak": GIB},
-    {"stopped": True, "signal": 15},
-    {"start_error": "no such file"},
-    {"start_error": "Cannot allocate memory", "cause": OomCause.BYSTANDER},
-    {"start_error": "the agent is ending", "stopped": True},
-    {"timed_out": True, "signal": 15},
-    {"exit_code": None, "ended_at_ns": -(1 << 70)},
-    {"peak": GIB},
-    {"oom_kills": 1, "cause": OomCause.CHILD_ONLY, "peak": 2 * GIB},
-    {"signal": 9, "cause": OomCause.GUARD, "peak": GIB},
-    {"signal": 9, "oom_kills": 1, "cause": OomCause.BYSTANDER},
+# A history about memory alone: a few tasks whose attempts end in all ways, while nodes come and go.
+needs = st.builds(
+    spec,
+    mem=st.sampled_from(["auto", "auto", "3GiB", "5GiB", "9GiB"]),
+    category=st.sampled_from(["train", "align"]),
+    retries=st.integers(0, 2),
 )
+memory_ends = st.sampled_from([how for how in ENDS if "cause" in how] + [ENDS[1], ENDS[2], ENDS[2]])
+memory_steps = st.one_of(
+    *[st.tuples(st.just("submit need"), needs)] * 2,
+    *[st.tuples(st.just("end placed"), pick, memory_ends, quarter)] * 4,
+    *[st.tuples(st.just("goes on"), st.sampled_from(["1s", "31s", "10m"]), quarter)] * 2,
+    st.tuples(st.just("cordon"), node, st.booleans()),
+    st.tuples(st.just("come back"), st.lists(st.sampled_from(NODES[:4]))),
+    st.tuples(st.just("leave"), node),
+    st.tuples(st.just("begin anew"), st.lists(st.sampled_from(NODES[:4]))),
+)
+memory_histories = st.tuples(st.just(4), st.lists(memory_steps, min_size=20, max_size=80))
 
 
 @dataclass(slots=True)
@@ -176,6 +203,8 @@ class History:
             for command in commands:
                 if isinstance(command, SendAssignment):
                     self.note_assignment(command)
+                    if commands is world.everything[-1]:  # else nodes have changed since
+                        self.check_size(command.task, cluster.nodes[command.node_id].slot)
         for task_id, task in world.saved.tasks.items():
             assert max(task.started_at_ns, task.ended_at_ns) <= world.now_ns
             assert min(task.started_at_ns, task.ended_at_ns) >= 0
@@ -184,6 +213,7 @@ class History:
                 assert sorted(ends) == list(range(1, task.attempt + 1)), "each attempt ended once"
             else:
                 assert sorted(ends) == list(range(1, task.attempt)), "one attempt is open"
+            self.check_counts(task)
         self.check_waiting()
         results = world.scheduler.displayed
         for task in list(cluster.tasks.values())[:3]:
@@ -255,6 +285,39 @@ class History:
             assert cluster.table.cpus_used[slot] > record.node.cpus
         beyond = LIMITS.ahead_per_cpu * record.node.cpus if task.is_ahead else 0
         assert cluster.table.cpus_used[slot] <= record.node.cpus + beyond
+
+    def check_counts(self, task: Task) -> None:
+        """Assert that what ended its attempts is counted, each apart from the others."""
+        attempts = [a for (i, _), a in self.world.saved.attempts.items() if i == task.id]
+        assert task.failures == sum(a.outcome is TaskState.FAILED for a in attempts)
+        assert task.failures <= task.spec.retries + 1
+        by_memory = [a for a in attempts if a.outcome is TaskState.OUT_OF_MEMORY]
+        if task.cancelled:
+            return
+        if task.ended and by_memory and by_memory[-1].number == task.attempt:
+            by_memory.pop()  # that was its end
+        own = [a for a in by_memory if by_own_fault(a)]
+        outside = [a for a in by_memory if a.oom_cause is OomCause.OUTSIDE]
+        guarded = [a for a in by_memory if a.oom_cause is OomCause.GUARD]
+        assert task.memory_requeues + task.memory_spared == len(by_memory)
+        assert len(own) + len(outside) <= task.memory_requeues <= LIMITS.memory_requeues_max
+        assert len(guarded) == task.guard_kills <= task.memory_spared
+        assert task.memory_reached_bytes == max((reached(a) for a in own), default=0)
+
+    def check_size(self, task: Task, slot: int) -> None:
+        """Assert that an attempt gets half as much again as was reached, and all that the guard
+        saw used, unless no open node gives that; and a node as large as what still stands."""
+        cluster, results = self.world.cluster, self.world.scheduler.displayed
+        assert results is not None
+        need = cluster.need_of(task)
+        if need is None:
+            assert task.memory_size_bytes == task.spec.memory_request_bytes
+            return
+        gives_bytes, _ = largest_sizes_bytes(results.offers)
+        wanted_bytes = max(math.ceil(1.5 * need.reached_bytes), need.used_bytes)
+        within_bytes = need.limit_bytes or wanted_bytes
+        assert task.memory_size_bytes >= min(wanted_bytes, gives_bytes, within_bytes)
+        assert cluster.ledger.capacity_bytes[slot] >= cluster.learning.decide(need).node_min_bytes
 
     def check_may_start(self, task: Task) -> None:
         """Assert that all it waited for has ended as it hoped, and that its time has come."""
@@ -377,10 +440,37 @@ class History:
         if self.world.task(task_id).node_id in self.world.cluster.nodes:
             self.world.started(task_id)
 
-    def ended(self, which: int, how: int) -> None:
+    def ended(self, which: int, how: dict[str, object]) -> None:
         task_id = self.open_task(which)
         if self.world.task(task_id).node_id in self.world.cluster.nodes:
-            self.world.ended(task_id, **ENDS[how])  # type: ignore[arg-type]
+            self.world.ended(task_id, **how)  # type: ignore[arg-type]
+
+    def submit_need(self, wanted: TaskSpec) -> None:
+        self.world.submit(wanted)
+
+    def end_placed(self, which: int, how: dict[str, object], quarters: int) -> None:
+        """End an attempt that is placed, with a peak of that many quarters of a GiB if any."""
+        placed = sorted(self.world.cluster.reservations)
+        if placed:
+            peak = {"peak": quarters * GIB // 4} if "peak" in how else {}
+            self.world.ended(placed[which % len(placed)], **how | peak)  # type: ignore[arg-type]
+
+    def come_back(self, names: list[str]) -> None:
+        """Let nodes connect with all that they ran, and be measured."""
+        for name in names:
+            self.hello(name, True, 11)
+            self.sample(name, 0)
+
+    def begin_anew(self, names: list[str]) -> None:
+        self.restart()
+        self.come_back([*NODES[:3], *names])
+
+    def goes_on(self, time: str, quarters: int) -> None:
+        """Let time pass, and all nodes that are there be measured, one with others' use."""
+        self.world.advance(time)
+        for name in NODES:
+            self.sample(name, 0)
+        self.sample(NODES[quarters % len(NODES)], quarters)
 
     def wrong_report(self, which: int, name: str, off: int, late: bool) -> None:
         """Report an attempt that is not the present one there: nothing may change."""
@@ -438,15 +528,28 @@ class History:
         return known[which % len(known)]
 
 
-@settings(
-    max_examples=int(os.environ.get("MASS_HISTORIES", "60")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=HISTORIES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(histories, st.sampled_from(MemoryLimits))
 def test_every_invariant_holds_in_any_history(
     history: tuple[int, list[tuple[object, ...]]], memory_limits: MemoryLimits
 ) -> None:
+    check_history(history, memory_limits)
+
+
+@settings(
+    max_examples=max(1, HISTORIES // 3), deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(memory_histories, st.sampled_from(MemoryLimits))
+def test_every_attempt_gets_more_than_was_reached_in_any_history(
+    history: tuple[int, list[tuple[object, ...]]], memory_limits: MemoryLimits
+) -> None:
+    check_history(history, memory_limits)
+
+
+def check_history(
+    history: tuple[int, list[tuple[object, ...]]], memory_limits: MemoryLimits
+) -> None:
+    """Assert that every invariant holds after each step, and that it happens again the same way."""
     limits = replace(LIMITS, memory_limits=memory_limits)
     first, second = History(limits), History(limits)
     for run in (first, second):

@@ -101,7 +101,7 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
         "NO_NODE_LARGE_ENOUGH": f"asks {told_bytes(shape.capacity_bytes)}, the largest ready node"
-        f" can give {told_bytes(_largest(results))} when empty{_closed(cluster, results, shape)}",
+        f" can give {told_bytes(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -116,6 +116,8 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
     }
+    if refusal.code == "NO_NODE_LARGE_ENOUGH":
+        return sentences[refusal.code] + _closed(cluster, results, shape)
     return sentences[refusal.code]
 
 

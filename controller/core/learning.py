@@ -142,7 +142,8 @@ class Learning:
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
         version = self.sizing.version(need.category)
-        stamp = (version, self._lately.bytes, self._hoped_bytes(need))
+        hoped_bytes = self._hoped_bytes(need) if need.reached_bytes or need.used_bytes else 0
+        stamp = (version, self._lately.bytes, hoped_bytes)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -229,7 +230,7 @@ class Learning:
     def _hoped_bytes(self, need: Need) -> int:
         """Return what a need may hope for that memory ended before: 0 where it can do without."""
         hoped_bytes = self._hoped.bytes if need.reached_bytes else 0  # else it may outgrow its size
-        if need.seen_bytes > 0 and need.seen_bytes >= self._lately.bytes:
+        if need.seen_bytes >= self._lately.bytes:
             return max(hoped_bytes, self._shut.bytes)
         return hoped_bytes
 

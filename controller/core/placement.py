@@ -413,10 +413,11 @@ def explain_shape(offers: Offers, shape: Shape, kept: Bools) -> Refusal:
     )
     left, reason = offers.open, "NO_NODE_WITH_MEMORY"
     for code, mask in steps:
-        if not (left & mask).any():
+        passed = left & mask
+        if not passed.any():
             reason = code
             break
-        left = left & mask
+        left = passed
     best = int(np.argmax(np.where(left, offers.promise, -1)))
     return Refusal(reason, nodes, best, int(offers.promise[best]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -275,10 +276,10 @@ class _Round:
         for slot, time_ns in offers.spare_ns.items():
             self.spare_ns[slot] = time_ns
         self._backfills = any(time_ns > 0 for time_ns in offers.spare_ns.values())
-        # By cpus, gpus, constraint, how large its node must be where some is smaller, and, where a
-        # short task may go to a kept node, its time limit.
+        # By cpus, gpus, constraint, how many sizes of nodes are too small, and, where a short task
+        # may go to a kept node, its time limit.
         self.choosers: dict[tuple[float, int, str, int, int], Chooser] = {}
-        self._smallest_bytes = int(offers.capacity.min(initial=1 << 62, where=offers.open))
+        self._capacities: list[int] = np.unique(offers.capacity[offers.open]).tolist()
         self.result = Placements(Refusals(offers, self.kept))
         # Tasks of one shape are interchangeable: a node kept for one of them serves the first.
         self.kept_for: dict[Shape, list[int]] = {}
@@ -292,9 +293,9 @@ class _Round:
         short = self._backfills and shape.time_limit_ns > 0
         if not short and self._hopeless(shape):
             return None
-        node_bytes = shape.node_min_bytes if shape.node_min_bytes > self._smallest_bytes else 0
+        too_small = bisect_left(self._capacities, shape.node_min_bytes)
         time_ns = shape.time_limit_ns if short else 0
-        kind = (shape.cpus, shape.gpus, shape.constraint, node_bytes, time_ns)
+        kind = (shape.cpus, shape.gpus, shape.constraint, too_small, time_ns)
         chooser = self.choosers.get(kind)
         if chooser is None:
             kept = self.kept
@@ -302,7 +303,7 @@ class _Round:
                 kept = kept & (self.spare_ns < shape.time_limit_ns)
             chooser = self.choosers[kind] = Chooser(self.offers, kept)
         slot = chooser.choose(shape)
-        plain = not shape.gpus and not shape.constraint and not node_bytes
+        plain = not shape.gpus and not shape.constraint and not too_small
         if slot is None and plain and len(self._refused_bytes) < REFUSED_CPUS_MAX:
             self._refused_bytes[shape.cpus] = shape.memory_request_bytes
         return slot

@@ -491,11 +491,18 @@ class Cluster:
         """Return what the largest node can give, in bytes; 0 without a node."""
         return int(self.ledger.capacity_bytes[: self.table.count].max(initial=0))
 
-    def hope(self, now_ns: int) -> None:
-        """Let a task that reached more than before hope for the closed nodes too, for a while."""
+    def hope(self, now_ns: int, seen_bytes: int | None = None) -> None:
+        """Let a task that reached more than before hope for the closed nodes too, for a while.
+
+        Not for one that an open node could give more than the `seen_bytes` it reached: its end is
+        no reason for others to wait.
+        """
         count = self.table.count
-        shut = self.ledger.capacity_bytes[:count][~self.table.open[:count]]
-        self.learning.hope(now_ns, int(shut.max(initial=0)))
+        capacity, is_open = self.ledger.capacity_bytes[:count], self.table.open[:count]
+        largest_bytes = min(int(capacity[is_open].max(initial=0)), self.learning.lately_bytes)
+        if seen_bytes is not None and seen_bytes < largest_bytes:
+            return
+        self.learning.hope(now_ns, int(capacity[~is_open].max(initial=0)))
 
     def reconfigure(self, rules: RuleSet, limits: Limits, now_ns: int) -> None:
         """Go on with other rules and limits. The bounds that the pool was laid out for stay.

@@ -139,6 +139,11 @@ class Learning:
 
     # --- asking ---
 
+    @property
+    def lately_bytes(self) -> int:
+        """Return the most that an open node could lately give when empty; 0: not known."""
+        return self._lately.bytes
+
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
         version = self.sizing.version(need.category)

@@ -27,6 +27,7 @@ from controller.core.model import (
     Task,
     TaskState,
 )
+from controller.core.needs import rounded_up
 from controller.core.renewed import replace
 from controller.core.sizes import told_bytes
 
@@ -246,7 +247,7 @@ def after_out_of_memory(
     if own_fault:
         reached_bytes = max(task.memory_reached_bytes, reached(ended))
         if reached_bytes > task.memory_reached_bytes:
-            cluster.hope(now_ns)
+            cluster.hope(now_ns, reached_bytes)
         task = replace(task, memory_requeues=count, memory_reached_bytes=reached_bytes)
         again += f"; again with more memory, {count} of {most}"
         return _requeue(cluster, task, again)
@@ -257,7 +258,7 @@ def after_out_of_memory(
         return _requeue(cluster, replace(task, memory_requeues=count), again, later_ns)
     by_guard = ended.oom_cause is OomCause.GUARD
     if by_guard and not task.guard_kills:
-        cluster.hope(now_ns)
+        cluster.hope(now_ns, rounded_up(task.memory_peak_bytes))
     task = replace(
         task,
         memory_spared=task.memory_spared + 1,

@@ -224,6 +224,32 @@ def test_more_than_any_open_node_gives_is_waited_for_a_while(limits: Limits, clo
         assert world.task(task_id).node_id == "small", "nobody came"
 
 
+@pytest.mark.parametrize("limits", [SMALL, ELASTIC], ids=["strict", "elastic"])
+def test_what_an_open_node_can_give_to_others_makes_nobody_wait_longer(limits: Limits) -> None:
+    cause = OomCause.OWN_LIMIT if limits is SMALL else OomCause.GUARD
+    with Harness(limits) as world:
+        world.ready("large", total="16GiB")
+        world.ready("small", total="8GiB")
+        (task_id,) = world.submit(spec("auto", name="again"))
+        world.cordon("large")
+        world.advance("29s")
+        world.sample("large", used="12GiB", tasks={task_id: "12GiB"})
+        world.sample("small")
+        world.ended(task_id, node="large", signal=9, oom_kills=1, cause=cause, peak="12GiB")
+        for turn in range(60):
+            world.advance("29s")
+            world.sample("small")
+            if world.task(task_id).node_id == "small":
+                break
+            (other,) = world.submit(spec("auto", name=f"other-{turn}"))
+            world.ended(other, node="small", signal=9, oom_kills=1, cause=cause, peak="1GiB")
+            world.advance("1s")
+            world.sample("small")
+            world.ended(other, node="small", peak="1GiB")
+        assert world.task(task_id).node_id == "small"
+        assert 20 <= turn <= 41
+
+
 def test_more_memory_goes_up_to_the_largest_node_and_ends_there() -> None:
     with Harness() as world:
         world.ready("n1", total="16GiB")

@@ -196,7 +196,7 @@ class Learning:
                 ask, need.reached_bytes, need.failures, most_bytes
             )
         else:
-            size = self.sizing.size(ask, most_bytes)
+            size = self.sizing.size(ask, most_bytes, need.once)
         expected = self._expected_first(ask)
         size_bytes, reason = size.memory_bytes, f"from {size.basis.value}: {size.reason}"
         if self.limits.memory_limits is MemoryLimits.ELASTIC:

@@ -22,6 +22,7 @@ class Need:
     failures: int = 0  # attempts that outgrew their own limit
     whole: bool = False  # the guard ended one: all that is expected is set aside at once
     used_bytes: int = 0  # the most that it was seen to use then
+    once: bool = False  # its size is its limit, and no other attempt makes good what that ends
 
     @property
     def seen_bytes(self) -> int:
@@ -50,6 +51,7 @@ def need_of(task: Task, memory_limits: MemoryLimits) -> Need | None:
         failures=task.memory_requeues,
         whole=task.guard_kills > 0,
         used_bytes=rounded_up(task.memory_peak_bytes) if task.guard_kills else 0,
+        once=strict and not spec.requeue,
     )
 
 

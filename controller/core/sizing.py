@@ -163,13 +163,17 @@ class Sizing:
                 category.version = self._changed()
 
     # ------------------------------------------------------------ what follows
-    def size(self, ask: Ask, memory_max_bytes: int) -> Size:
-        """Return the size of a first attempt, within 1 MiB and `memory_max_bytes`."""
+    def size(self, ask: Ask, memory_max_bytes: int, once: bool = False) -> Size:
+        """Return the size of a first attempt, within 1 MiB and `memory_max_bytes`.
+
+        `once`: there is no second one, so of what nobody measured all is given at once.
+        """
         found = self._outlook(ask)
         category = self._categories.get(ask.category)
         if found is None:
             found = self._unknown(ask)
-            chosen, basis, told = found.scale_bytes / UNMEASURED_OVER, found.basis, found.told
+            chosen = found.scale_bytes / (1.0 if once else UNMEASURED_OVER)
+            basis, told = found.basis, found.told
         else:
             chosen, basis, told = found.first(), found.basis, found.told
         if category is not None and category.reached and not category.history.count:
@@ -177,7 +181,9 @@ class Sizing:
             if chosen <= most:
                 chosen = found.after(most)
                 told = f"{told}; one of {ask.category} ran out of memory at {told_bytes(most)}"
-        why = "tried first" if basis in UNMEASURED else "expected to cost least"
+        why = "expected to cost least"
+        if basis in UNMEASURED:
+            why = "given at once, as it must not run again" if once else "tried first"
         told = f"{told}; {told_bytes(max(chosen, SIZE_MIN_BYTES))} is {why}"
         if chosen > memory_max_bytes:
             given = told_bytes(memory_max_bytes)

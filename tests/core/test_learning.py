@@ -250,6 +250,19 @@ def test_what_an_open_node_can_give_to_others_makes_nobody_wait_longer(limits: L
         assert 20 <= turn <= 41
 
 
+def test_what_must_not_run_again_has_all_of_the_default_as_its_limit() -> None:
+    with Harness() as world:
+        world.ready("n1", total="16GiB")
+        (task_id,) = world.submit(spec("auto", name="once", requeue=False))
+        assert world.task(task_id).memory_limit_bytes == GIB
+        reason = world.task(task_id).memory_reason
+        assert reason.endswith("; 1 GiB is given at once, as it must not run again")
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="16GiB")
+        (task_id,) = world.submit(spec("auto", name="once", requeue=False))
+        assert world.task(task_id).memory_size_bytes == -(-GIB // 3), "it may outgrow it"
+
+
 def test_more_memory_goes_up_to_the_largest_node_and_ends_there() -> None:
     with Harness() as world:
         world.ready("n1", total="16GiB")

@@ -14,6 +14,7 @@ from controller.core.accounts import Accounts
 from controller.core.alerts import Alerts
 from controller.core.arrays import Arrays
 from controller.core.dependencies import Dependencies
+from controller.core.ends import EndsLately
 from controller.core.errors import InvalidRequest, LimitReached, PoolIsExhausted
 from controller.core.guard_log import GuardLog
 from controller.core.history import History
@@ -72,6 +73,7 @@ class Cluster:
         self.guard_log = GuardLog()
         self.resampled: set[int] = set()  # slots of which samples came since the last cycle
         self.dependencies = Dependencies()
+        self.ends = EndsLately()
         self.delayed: dict[int, int] = {}  # waiting tasks that may not start before this instant
         self.arrays = Arrays()
         self.accounts = Accounts()

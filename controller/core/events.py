@@ -59,7 +59,8 @@ class TasksSubmitted:
     """A user wants new tasks. Answered with the tuple of their ids; an array has one.
 
     `outcomes` are, by task or array, the states of what had ended of those that `after` names.
-    `unfinished` are those that were open then: of them more may have ended since.
+    `unfinished` are those that were open then: of them more may have ended since. `ends_seen` is
+    how many ends the cluster had counted when that was looked up; None leaves those since unknown.
     """
 
     at_ns: int
@@ -68,6 +69,7 @@ class TasksSubmitted:
     specs: tuple[TaskSpec, ...]
     outcomes: Mapping[int, frozenset[TaskState]] = field(default_factory=dict)
     unfinished: frozenset[int] = frozenset()
+    ends_seen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ def on_tasks_submitted(cluster: Cluster, event: TasksSubmitted) -> Commands:
         )
     specs = [_numbered(spec, places) for spec in event.specs]
     of_this_call = {place.id for place in places}
+    event = _up_to_now(cluster, event)
     _must_know_outcomes(cluster, event, specs, of_this_call)
     first = cluster.next_task_id
     cluster.next_task_id += sum(place.id_count for place in places)
@@ -125,6 +126,16 @@ def _tasks(spec: TaskSpec, place: _Place, event: TasksSubmitted) -> list[Task]:
         )
         for offset, index in enumerate(place.indexes, start=1)
     ]
+
+
+def _up_to_now(cluster: Cluster, event: TasksSubmitted) -> TasksSubmitted:
+    """Return the event with what has ended since its outcomes were looked up, as far as kept."""
+    since = None if event.ends_seen is None else cluster.ends.since(event.ends_seen)
+    if not since or not event.unfinished:
+        return event
+    ended = event.unfinished & since.keys()
+    now = {one: event.outcomes.get(one, frozenset()) | since[one] for one in ended}
+    return replace(event, outcomes={**event.outcomes, **now}, unfinished=event.unfinished - ended)
 
 
 def _must_know_outcomes(

@@ -427,6 +427,7 @@ def end(
             if task.array_id not in cluster.arrays:
                 done.append(task.array_id)
         for thing_id in things:
+            cluster.ends.note(thing_id, state)
             for waiting_id in cluster.dependencies.disappointed(thing_id, state):
                 why = f"task {task.label}, which it waited for, ended {state.value}"
                 ending.append(

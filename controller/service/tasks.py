@@ -40,14 +40,13 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         request_id, user, specs = requests.submission(request, self._cluster.limits)
         named = {w.task_id for spec in specs for w in spec.after if w.task_id > 0}
         for attempt in range(OUTCOME_LOOKUPS_MAX):
-            outcomes, unfinished = await self._outcomes(named)
-            now_ns = self._engine.now_ns()
-            event = TasksSubmitted(now_ns, request_id, user, specs, outcomes, unfinished)
+            seen = await self._outcomes(named)
+            event = TasksSubmitted(self._engine.now_ns(), request_id, user, specs, *seen)
             try:
                 ids = await self._engine.ask(event)
                 break
             except OutcomeUnknown:
-                # It has ended since the look-up, and its end may not be in the store yet.
+                # It has ended since the look-up, and too many others with it.
                 if attempt == OUTCOME_LOOKUPS_MAX - 1:
                     raise
                 await asyncio.sleep(OUTCOME_PAUSE_S)
@@ -56,16 +55,17 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
 
     async def _outcomes(
         self, named: set[int]
-    ) -> tuple[dict[int, frozenset[TaskState]], frozenset[int]]:
+    ) -> tuple[dict[int, frozenset[TaskState]], frozenset[int], int]:
         """Return how the tasks and arrays that others wait for have ended, as far as they have,
-        and which of them had not, or not wholly.
+        which of them had not, or not wholly, and how many ends were counted by then.
 
         Raises:
             NotFound: there is no such task, or no trace of it is left.
         """
         if not named:
-            return {}, frozenset()
+            return {}, frozenset(), self._cluster.ends.count
         await self._engine.settled()  # of what is not open now, the store has every end
+        ends_seen = self._cluster.ends.count
         unfinished = frozenset(filter(self._cluster.is_open, named))
         found = await self._engine.store.ended_states(named)
         for thing_id, states in list(found.items()):
@@ -74,7 +74,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             del found[thing_id]
             if not self._cluster.is_open(thing_id):
                 await self._expand([str(thing_id)])
-        return found, unfinished
+        return found, unfinished, ends_seen
 
     @answers
     async def GetTask(  # noqa: N802

@@ -9,6 +9,7 @@ from support.builders import spec, task
 from support.harness import SMALL, START_NS, Harness
 
 from controller.core.commands import Reply, SaveAttempt, SaveOutput, SendAcknowledgement
+from controller.core.ends import KEPT_MAX, EndsLately
 from controller.core.errors import LimitReached, OutcomeUnknown
 from controller.core.events import AttemptEnded, TasksSubmitted
 from controller.core.model import Dependency, DependencyKind, OomCause, OutputStream, TaskState
@@ -118,6 +119,36 @@ def test_array_that_has_ended_since_it_was_looked_up_is_to_be_looked_up_again() 
             world.submit(waiting, outcomes=seen, unfinished=(1,))
         (late,) = world.submit(waiting)
         assert world.states(late) == ["CANCELLED"]
+
+
+@pytest.mark.parametrize("kind", DependencyKind)
+def test_what_ended_since_the_look_up_counts_as_if_it_had_been_looked_up(
+    kind: DependencyKind,
+) -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec(array="1-2"), spec())
+        world.ended(2)
+        seen = {1: frozenset({TaskState.SUCCEEDED})}
+        count = world.cluster.ends.count
+        world.ended(3, exit_code=1)
+        world.ended(4)
+        waiting = [spec(after=(Dependency(thing_id, kind),)) for thing_id in (1, 4)]
+        late = world.submit(*waiting, outcomes=seen, unfinished=(1, 4), ends_seen=count)
+        looked_up = world.submit(*waiting)
+        assert world.states(*late) == world.states(*looked_up)
+
+
+def test_ends_are_told_as_long_as_all_since_then_are_kept() -> None:
+    ends = EndsLately()
+    ends.note(1, TaskState.FAILED)
+    for thing_id in range(KEPT_MAX):
+        ends.note(thing_id % 2 + 2, TaskState.SUCCEEDED)
+    assert ends.since(ends.count) == {}
+    well = frozenset({TaskState.SUCCEEDED})
+    assert ends.since(ends.count - 1) == {3: well}
+    assert ends.since(1) == {2: well, 3: well}
+    assert ends.since(0) is None, "how 1 ended is not kept any more"
 
 
 def test_instants_of_a_wrong_clock_are_brought_into_what_can_be_true() -> None:

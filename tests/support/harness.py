@@ -347,12 +347,13 @@ class Harness:
         user: str = "ada",
         outcomes: Mapping[int, frozenset[TaskState]] | None = None,
         unfinished: Iterable[int] = (),
+        ends_seen: int | None = None,
     ) -> tuple[int, ...]:
         """Submit tasks and return their ids. How things ended is looked up in what is saved."""
         if outcomes is None:
             outcomes = self._outcomes(specs)
         seen = frozenset(unfinished)
-        self.turn(TasksSubmitted(self.now_ns, request_id, user, specs, outcomes, seen))
+        self.turn(TasksSubmitted(self.now_ns, request_id, user, specs, outcomes, seen, ends_seen))
         replies = [command.value for command in self.commands if isinstance(command, Reply)]
         assert isinstance(replies[0], tuple)
         return replies[0]

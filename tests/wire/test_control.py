@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from wire.test_api import refused
 
 from controller.core.events import TasksCancelled
 from controller.core.limits import GIB, MIB
+from controller.core.model import TaskState
 
 
 def words(state: int) -> str:
@@ -229,6 +231,22 @@ async def test_task_is_not_run_when_what_it_waits_for_fails_while_that_is_looked
     (task_id,) = await late
     task = (await served.tasks.GetTask(task_pb2.GetTaskRequest(id=task_id))).task
     assert (words(task.state), task.reason_code) == ("CANCELLED", "DEPENDENCY_NEVER_MET")
+
+
+async def test_task_may_wait_for_many_of_which_some_end_during_each_look_up(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await submit(served, count=50, hold=True)
+    left, look_up = iter(ids), served.engine.store.ended_states
+
+    async def slow(thing_ids: Collection[int]) -> dict[int, frozenset[TaskState]]:
+        found = await look_up(thing_ids)
+        await served.engine.ask(TasksCancelled(served.engine.now_ns(), (int(next(left)),), 0))
+        return found
+
+    monkeypatch.setattr(served.engine.store, "ended_states", slow)
+    waits = [types_pb2.Dependency(task_id=i, kind=types_pb2.DEPENDENCY_KIND_ANY) for i in ids]
+    assert await submit(served, after=waits) == ["51"]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
         if tail:
             commands.append(SaveOutput(task.id, task.attempt, stream, tail))
     peak_bytes = max(task.memory_peak_bytes, event.memory_peak_bytes)
+    # Of a task that the guard ended before, only what it uses beyond that is news.
+    grew = rounded_up(peak_bytes) > rounded_up(task.memory_peak_bytes) or not task.guard_kills
     task = replace(task, memory_peak_bytes=peak_bytes)
     if outcome is TaskState.LOST:
         held_ns = event.at_ns - task.assigned_at_ns
@@ -134,6 +136,8 @@ def on_attempt_ended(cluster: Cluster, event: AttemptEnded) -> Commands:
         # Nobody was killed: it failed while memory was refused, maybe for another reason.
         harmed = event.oom_kill_count or event.start_error
         doubtful = cause is OomCause.BYSTANDER and not harmed
+        if cause is OomCause.GUARD and grew and task.spec.requeue and not task.cancelled:
+            cluster.hope(event.at_ns, rounded_up(peak_bytes))
         return commands + after_out_of_memory(cluster, task, ended, code, event.at_ns, doubtful)
     # A cancelled task may fail by itself before the stop reaches it: that is its end too.
     if outcome is TaskState.FAILED and task.failures < task.spec.retries and not task.cancelled:
@@ -257,8 +261,6 @@ def after_out_of_memory(
         again += f"; again, {count} of {most}"
         return _requeue(cluster, replace(task, memory_requeues=count), again, later_ns)
     by_guard = ended.oom_cause is OomCause.GUARD
-    if by_guard and not task.guard_kills:
-        cluster.hope(now_ns, rounded_up(task.memory_peak_bytes))
     task = replace(
         task,
         memory_spared=task.memory_spared + 1,

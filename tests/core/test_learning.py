@@ -224,6 +224,28 @@ def test_more_than_any_open_node_gives_is_waited_for_a_while(limits: Limits, clo
         assert world.task(task_id).node_id == "small", "nobody came"
 
 
+def test_more_than_any_open_node_gives_is_waited_for_after_an_earlier_end_by_the_guard() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("large", total="16GiB")
+        world.ready("small", total="8GiB")
+        (task_id,) = world.submit(spec("auto", name="again"))
+        how = {"signal": 9, "oom_kills": 1, "cause": OomCause.GUARD}
+        world.ended(task_id, peak="1GiB", **how)  # type: ignore[arg-type]
+        assert world.task(task_id).node_id == "large"
+        world.cordon("large")
+        for _ in range(60):
+            world.advance("29s")
+            world.sample("large", used="12GiB", tasks={task_id: "12GiB"})
+            world.sample("small")
+        world.ended(task_id, peak="12GiB", **how)  # type: ignore[arg-type]
+        assert world.states(task_id) == ["PENDING"]
+        while not world.task(task_id).node_id:
+            world.advance("29s")
+            world.sample("small")
+        world.ended(task_id, peak="7GiB", **how)  # type: ignore[arg-type]
+        assert world.task(task_id).node_id == "small", "it waits once for what it used"
+
+
 @pytest.mark.parametrize("limits", [SMALL, ELASTIC], ids=["strict", "elastic"])
 def test_what_an_open_node_can_give_to_others_makes_nobody_wait_longer(limits: Limits) -> None:
     cause = OomCause.OWN_LIMIT if limits is SMALL else OomCause.GUARD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mass.units import size_words
 from mass.v1 import event_pb2
 
 from controller.core.explain_memory import step_text
@@ -16,7 +17,6 @@ from controller.core.model import (
     Scheduling,
     TaskState,
 )
-from controller.core.sizes import told_bytes
 from controller.journal import (
     Dropped,
     Entry,
@@ -188,6 +188,6 @@ def _reservation(reservation: MemoryReservation) -> Shown:
         "user": reservation.user,
         "expires_at": until,
     }
-    amount = told_bytes(reservation.memory_bytes)
+    amount = size_words(reservation.memory_bytes)
     text = f"{subject} keeps {amount} of node {reservation.node_id} until {until}"
     return "RESERVATION", subject, text, details

@@ -1,4 +1,4 @@
-"""Reads sizes and durations as people write them: in calls, on command lines, in configurations.
+"""Reads sizes and durations as people write them, and tells them in sentences and tables.
 
 The rule: text without a unit is refused, because no two schedulers agree on what it would mean.
 `G`, `Gi` and `GiB` are 2^30, `GB` is 10^9, and the same for K, M, T and P; case does not matter.
@@ -96,18 +96,15 @@ def size_text(value_bytes: int) -> str:
     return f"{value_bytes}B"
 
 
-def size_words(value_bytes: int) -> str:
+def size_words(value_bytes: float) -> str:
     """Return a size as people read it, with at most one decimal, for example `1.5 GiB`."""
-    value = float(abs(value_bytes))
-    unit = "B"
+    value, unit = float(value_bytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         # 1,023.95 would round to 1024.0 of the smaller unit.
-        if value < 1023.95:
+        if abs(value) < 1023.95:
             break
-        value /= 1024
-        unit = larger
-    sign = "-" if value_bytes < 0 else ""
-    return f"{sign}{value:.1f}".removesuffix(".0") + f" {unit}"
+        value, unit = value / 1024, larger
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def told_apart(*sizes_bytes: int) -> list[str]:

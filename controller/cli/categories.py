@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from mass.units import size_words
 
 from controller.cli.output import OutputFormat, print_fields, print_json, print_table
 from controller.cli.session import (
@@ -15,7 +16,7 @@ from controller.cli.session import (
     new_group,
     open_session,
 )
-from controller.cli.units import format_duration, format_size
+from controller.cli.units import format_duration
 
 if TYPE_CHECKING:
     from mass.v1.memory_pb2 import Category
@@ -85,7 +86,7 @@ def _text(key: str, value: object) -> str:
         case None:
             return "-"
         case int() if key.endswith("_bytes"):
-            return format_size(value)
+            return size_words(value)
         case float() if key.endswith("_seconds"):
             return format_duration(value)
         case float():

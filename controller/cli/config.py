@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mass.units import size_words
 
 from controller.cli.output import OutputFormat, print_json
 from controller.cli.session import OutputOption, new_group, open_session
-from controller.cli.units import format_size
 
 app = new_group("Check and show the controller's configuration.")
 
@@ -46,7 +46,7 @@ def check_config(file: FileArgument = None, output: OutputOption = OutputFormat.
         count = f"{len(rules)} rule{'' if len(rules) == 1 else 's'}"
         print(
             f"{name or 'no file, environment and defaults'}: {count}, "
-            f"a pool of {format_size(size_bytes)}, no mistake found"
+            f"a pool of {size_words(size_bytes)}, no mistake found"
         )
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mass.units import size_words
 
 from controller.cli.config import ConfigOption
 from controller.cli.output import OutputFormat, print_json
 from controller.cli.session import OutputOption, new_group, open_session
-from controller.cli.units import format_size
 
 app = new_group("Look after the controller's store.")
 
@@ -61,7 +61,7 @@ def backup_store(
         if session.json:
             print_json({"file": str(file), "bytes": size_bytes})
         else:
-            print(f"the store in {directory} was copied to {file}, {format_size(size_bytes)}")
+            print(f"the store in {directory} was copied to {file}, {size_words(size_bytes)}")
 
 
 @app.command("restore")

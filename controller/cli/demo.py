@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mass.units import size_words
 from mass.v1 import types_pb2
 
 from controller.cli.address import Address
@@ -28,7 +29,6 @@ from controller.cli.dev import answers, end, is_ready, wait_until
 from controller.cli.output import print_table
 from controller.cli.session import user_name
 from controller.cli.story import Life, NotAsTold, Seen, Story
-from controller.cli.units import format_size
 from controller.core.errors import MassError
 from controller.core.limits import MIB
 
@@ -152,9 +152,9 @@ def _introduce(story: Story, node: types_pb2.Node) -> None:
     available, promise = node.memory_available_bytes, node.memory_promise_bytes
     if available < AVAILABLE_MIN_BYTES or promise < PROMISE_MIN_BYTES:
         raise MassError(
-            f"the demonstration needs {format_size(AVAILABLE_MIN_BYTES)} of available memory, of"
-            f" which MASS can promise {format_size(PROMISE_MIN_BYTES)}; here"
-            f" {format_size(available)} are available and {format_size(promise)} can be promised",
+            f"the demonstration needs {size_words(AVAILABLE_MIN_BYTES)} of available memory, of"
+            f" which MASS can promise {size_words(PROMISE_MIN_BYTES)}; here"
+            f" {size_words(available)} are available and {size_words(promise)} can be promised",
             available_bytes=available,
             promise_bytes=promise,
         )
@@ -164,8 +164,8 @@ def _introduce(story: Story, node: types_pb2.Node) -> None:
         if node.enforcement == "watchdog"
         else f"the kernel ({node.enforcement})"
     )
-    story.say(f"node {NODE} has {format_size(node.memory_total_bytes)}, of which MASS can promise"
-              f" {format_size(promise)} now; limits are enforced by {how}")  # fmt: skip
+    story.say(f"node {NODE} has {size_words(node.memory_total_bytes)}, of which MASS can promise"
+              f" {size_words(promise)} now; limits are enforced by {how}")  # fmt: skip
 
 
 def _tasks(story: Story, client: Client) -> list[Claim]:
@@ -213,10 +213,10 @@ def _foreign_memory(story: Story, client: Client, controller: Child, rules: Path
         hog_bytes = min(max(before.memory_available_bytes // 8, HOG_MIN_BYTES), HOG_MAX_BYTES)
         bound_mib = (before.memory_foreign_bytes + hog_bytes // 2) // MIB
         _reload_rules(story, controller, rules, bound_mib)
-        story.say(f"a new rule fires alert {ALERT} above {format_size(bound_mib * MIB)} of foreign"
-                  f" memory; {format_size(before.memory_foreign_bytes)} are used now")  # fmt: skip
+        story.say(f"a new rule fires alert {ALERT} above {size_words(bound_mib * MIB)} of foreign"
+                  f" memory; {size_words(before.memory_foreign_bytes)} are used now")  # fmt: skip
         with _hog(hog_bytes) as hog:
-            taken = format_size(hog_bytes)
+            taken = size_words(hog_bytes)
             story.say(f"a program that is no task (process {hog.pid}) takes {taken}")
             if _is_noticed(story, client, before.memory_foreign_bytes + hog_bytes * 3 // 4):
                 large, why = _wait_for_memory(story, client, hog_bytes)
@@ -279,7 +279,7 @@ def _wait_for_memory(story: Story, client: Client, hog_bytes: int) -> tuple[str,
     spec = _spec("large", asked_bytes // MIB, "sleep", "0.5")
     spec.memory_exact = True  # else only a part of it would be set aside
     (large,) = client.submit([spec], user_name())
-    story.say(f"submitted: 'large', task {large}, which asks for {format_size(asked_bytes)}")
+    story.say(f"submitted: 'large', task {large}, which asks for {size_words(asked_bytes)}")
     why = _refusal(story, client, large)
     story.say(f"mass task why {large} says: {why}")
     story.watch(HOG_SECONDS)
@@ -308,7 +308,7 @@ def _hog(size_bytes: int) -> Iterator[subprocess.Popen[bytes]]:
         try:
             assert hog.stdout is not None
             if hog.stdout.readline() != b"holding\n":
-                raise MassError(f"no program could take {format_size(size_bytes)} of memory")
+                raise MassError(f"no program could take {size_words(size_bytes)} of memory")
             yield hog
         finally:
             hog.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from mass.units import size_words
 
 from controller.cli.output import OutputFormat, print_fields, print_json, print_table, printable
 from controller.cli.session import (
@@ -17,7 +18,7 @@ from controller.cli.session import (
     open_session,
     user_name,
 )
-from controller.cli.units import format_instant, format_size, parse_duration
+from controller.cli.units import format_instant, parse_duration
 
 if TYPE_CHECKING:
     from mass.v1.types_pb2 import Node
@@ -137,10 +138,10 @@ def node_row(node: Node) -> list[str]:
         node_state(node),
         node_scheduling(node),
         node_pressure(node),
-        f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
-        format_size(node.memory_foreign_bytes),
-        format_size(node.memory_reserved_bytes),
-        format_size(node.memory_promise_bytes),
+        f"{size_words(node.memory_used_bytes)}/{size_words(node.memory_total_bytes)}",
+        size_words(node.memory_foreign_bytes),
+        size_words(node.memory_reserved_bytes),
+        size_words(node.memory_promise_bytes),
         f"{node.cpus_used:g}/{node.cpus:g}",
         str(node.tasks_running),
     ]
@@ -181,7 +182,7 @@ def _text(value: str | float, is_size: bool) -> str:
     if isinstance(value, str):
         return value
     if is_size:
-        return format_size(int(value))
+        return size_words(int(value))
     return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.12g}"
 
 
@@ -190,7 +191,7 @@ def _metric_text(name: str, value: float) -> str:
 
     unit = next((metric.unit for metric in METRICS if metric.name == name), None)
     if unit is Unit.BYTES_PER_SECOND:
-        return f"{format_size(round(value))}/s"
+        return f"{size_words(round(value))}/s"
     return _text(value, unit is Unit.BYTES)
 
 

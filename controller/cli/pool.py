@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mass.units import size_words
+
 from controller.cli.output import OutputFormat, print_fields, print_json
 from controller.cli.session import (
     CONTROLLER_DEFAULT,
@@ -11,7 +13,6 @@ from controller.cli.session import (
     new_group,
     open_session,
 )
-from controller.cli.units import format_size
 
 app = new_group("Look at the controller's own memory pool.")
 
@@ -35,6 +36,6 @@ def show_pool(
             if isinstance(value, bool):
                 text = "yes" if value else "no"
             else:
-                text = format_size(value) if key.endswith("_bytes") else f"{value:,}"
+                text = size_words(value) if key.endswith("_bytes") else f"{value:,}"
             fields.append((key.removesuffix("_bytes").replace("_", " "), text))
         print_fields(fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from mass.units import size_words
 
 from controller.cli.output import OutputFormat, print_json, print_table
 from controller.cli.session import (
@@ -17,7 +18,7 @@ from controller.cli.session import (
     open_session,
     user_name,
 )
-from controller.cli.units import format_instant, format_size, parse_duration, parse_size
+from controller.cli.units import format_instant, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from mass.v1.memory_pb2 import Reservation
@@ -110,7 +111,7 @@ def reservation_row(reservation: Reservation) -> list[str]:
     return [
         reservation.id,
         reservation.node_id,
-        format_size(reservation.memory_bytes),
+        size_words(reservation.memory_bytes),
         format_instant(reservation.expires_at.ToJsonString()),
         reservation.user or "-",
         reservation.purpose or "-",

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from mass.units import size_words
 
 from controller.cli.output import OutputFormat, print_fields, print_json, print_table
 from controller.cli.session import (
@@ -22,7 +23,6 @@ from controller.cli.session import (
 from controller.cli.units import (
     format_duration,
     format_instant,
-    format_size,
     parse_duration,
     parse_size,
 )
@@ -258,10 +258,10 @@ def explain_task(
                 [
                     refusal.node_id,
                     refusal.reason_code,
-                    format_size(refusal.requested_bytes),
-                    format_size(refusal.promise_bytes),
-                    format_size(refusal.reserved_bytes),
-                    format_size(refusal.foreign_used_bytes),
+                    size_words(refusal.requested_bytes),
+                    size_words(refusal.promise_bytes),
+                    size_words(refusal.reserved_bytes),
+                    size_words(refusal.foreign_used_bytes),
                     refusal.reason,
                 ]
                 for refusal in answer.refusals
@@ -292,8 +292,8 @@ def task_row(task: Task) -> list[str]:
 
     runtime = runtime_seconds(task)
     # Nothing is used after the end, and the peak is told with the end.
-    used = format_size(task.memory_used_bytes) if task.memory_used_bytes else "-"
-    peak = format_size(task.memory_peak_bytes) if task.memory_peak_bytes else "-"
+    used = size_words(task.memory_used_bytes) if task.memory_used_bytes else "-"
+    peak = size_words(task.memory_peak_bytes) if task.memory_peak_bytes else "-"
     memory = "-" if used == peak == "-" else f"{used}/{peak}"
     return [
         task_label(task),
@@ -301,7 +301,7 @@ def task_row(task: Task) -> list[str]:
         task_state(task),
         task.node_id or "-",
         memory,
-        "auto" if task.memory_auto else format_size(task.spec.memory_request_bytes),
+        "auto" if task.memory_auto else size_words(task.spec.memory_request_bytes),
         "-" if runtime is None else format_duration(runtime),
         task.reason,
     ]
@@ -329,7 +329,7 @@ def _field_text(key: str, value: object) -> str:
         case str() if key.endswith(("_at", "_before")):
             return format_instant(value)
         case int() if key.endswith("_bytes"):
-            return format_size(value)
+            return size_words(value)
         case float() if key.endswith("_seconds"):
             return format_duration(value)
         case list():

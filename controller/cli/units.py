@@ -1,4 +1,4 @@
-"""Reads and writes sizes and durations as people write them on the command line.
+"""Reads sizes and durations as people write them on the command line, and tells durations.
 
 The rule: what is read means what it means everywhere else, so the reading is `mass.units`'; a value
 that cannot be is an InvalidRequest here, as every mistake of a command line.
@@ -7,7 +7,7 @@ that cannot be is an InvalidRequest here, as every mistake of a command line.
 from __future__ import annotations
 
 from mass.errors import InvalidValue
-from mass.units import duration_ns, size_bytes, size_words
+from mass.units import duration_ns, size_bytes
 
 from controller.core.errors import InvalidRequest
 
@@ -34,11 +34,6 @@ def parse_duration(text: str, what: str = "time") -> int:
         return duration_ns(text, what)
     except InvalidValue as error:
         raise InvalidRequest(error.message, **error.details) from error
-
-
-def format_size(size_bytes: int) -> str:
-    """Return a size in binary units with at most one decimal, for example `1.5 GiB`."""
-    return size_words(size_bytes)
 
 
 def format_instant(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from mass.units import size_words
 from mass.v1 import memory_pb2, types_pb2
 
 from controller.cli.alerts import ALERT_COLUMNS, alert_row
@@ -19,7 +20,6 @@ from controller.cli.output import printable
 from controller.cli.records import alert_state, alert_subject, node_pressure, node_state, task_state
 from controller.cli.task_order import gather, newest_first
 from controller.cli.tasks import TASK_COLUMNS, task_row
-from controller.cli.units import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -179,11 +179,11 @@ def node_line(node: types_pb2.Node) -> str:
     """Return one line for a node's memory."""
     percent = 100 * node.memory_used_bytes / max(node.memory_total_bytes, 1)
     return (
-        f"node {node.id} {node_state(node)} used {format_size(node.memory_used_bytes)} of "
-        f"{format_size(node.memory_total_bytes)} ({percent:.0f} %) "
-        f"foreign {format_size(node.memory_foreign_bytes)} "
-        f"reserved {format_size(node.memory_reserved_bytes)} "
-        f"promise {format_size(node.memory_promise_bytes)} "
+        f"node {node.id} {node_state(node)} used {size_words(node.memory_used_bytes)} of "
+        f"{size_words(node.memory_total_bytes)} ({percent:.0f} %) "
+        f"foreign {size_words(node.memory_foreign_bytes)} "
+        f"reserved {size_words(node.memory_reserved_bytes)} "
+        f"promise {size_words(node.memory_promise_bytes)} "
         f"tasks {node.tasks_running} pressure {node_pressure(node)}"
     )
 
@@ -206,9 +206,9 @@ def pool_line(pool: memory_pb2.Pool) -> str:
     """Return one line for the controller's pool."""
     failures = f", {pool.failures} requests refused" if pool.failures else ""
     return (
-        f"pool used {format_size(pool.used_bytes)} of {format_size(pool.capacity_bytes)} "
-        f"(series {format_size(pool.series_bytes)}, ledger {format_size(pool.ledger_bytes)}, "
-        f"tails {format_size(pool.tails_bytes)}){failures}"
+        f"pool used {size_words(pool.used_bytes)} of {size_words(pool.capacity_bytes)} "
+        f"(series {size_words(pool.series_bytes)}, ledger {size_words(pool.ledger_bytes)}, "
+        f"tails {size_words(pool.tails_bytes)}){failures}"
     )
 
 
@@ -260,8 +260,8 @@ def _node_row(node: types_pb2.Node) -> list[str]:
     return [
         node.id,
         node_state(node),
-        f"{format_size(node.memory_used_bytes)}/{format_size(node.memory_total_bytes)}",
-        format_size(node.memory_promise_bytes),
+        f"{size_words(node.memory_used_bytes)}/{size_words(node.memory_total_bytes)}",
+        size_words(node.memory_promise_bytes),
         str(node.tasks_running),
         node_pressure(node),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from mass.units import size_words
 
 from controller.core.cluster import Cluster
 from controller.core.explain_memory import (
@@ -27,7 +28,6 @@ from controller.core.nodes import NodeRecord
 from controller.core.placement import Chooser, Refusal, able_when_empty, explain_shape
 from controller.core.queue import Shape
 from controller.core.results import Results
-from controller.core.sizes import told_bytes
 
 REFUSALS_SHOWN_MAX = 100
 # What its user does so that a task goes on that waits for nothing else.
@@ -94,14 +94,14 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     if refusal.code == "NO_NODE_READY" or slot is None:
         return f"no node is ready ({len(cluster.nodes)} known)"
     best = cluster.table.ids[slot]
-    promise = told_bytes(refusal.best_promise_bytes)
+    promise = size_words(refusal.best_promise_bytes)
     sentences = {
         "NO_NODE_MATCHES": f"no ready node fulfils its constraint: {task.spec.constraint}",
         "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
-        "NO_NODE_LARGE_ENOUGH": f"asks {told_bytes(shape.capacity_bytes)}, the largest ready node"
-        f" can give {told_bytes(_largest(results))} when empty",
+        "NO_NODE_LARGE_ENOUGH": f"asks {size_words(shape.capacity_bytes)}, the largest ready node"
+        f" can give {size_words(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -123,9 +123,9 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
 
 def _asks(results: Results, shape: Shape) -> str:
     """Return how much memory a shape asks, and of which nodes where not all will do."""
-    asks, least_bytes = f"asks {told_bytes(shape.memory_request_bytes)}", shape.node_min_bytes
+    asks, least_bytes = f"asks {size_words(shape.memory_request_bytes)}", shape.node_min_bytes
     if least_bytes and (results.offers.capacity[results.offers.open] < least_bytes).any():
-        asks += f" on a node that can give the {told_bytes(least_bytes)} it declares"
+        asks += f" on a node that can give the {size_words(least_bytes)} it declares"
     return asks
 
 
@@ -169,14 +169,14 @@ def terms(results: Results, slot: int) -> str:
     if offers.own[slot] <= offers.machine[slot]:
         charged = int(offers.capacity[slot] - offers.own[slot])
         return (
-            f"own share: capacity {told_bytes(int(offers.capacity[slot]))} - tasks"
-            f" {told_bytes(charged)}; foreign_used {told_bytes(int(promises.foreign[slot]))}"
+            f"own share: capacity {size_words(int(offers.capacity[slot]))} - tasks"
+            f" {size_words(charged)}; foreign_used {size_words(int(promises.foreign[slot]))}"
         )
     charged = int(promises.machine_charged[slot] + promises.machine[slot] - offers.machine[slot])
     return (
-        f"machine: total {told_bytes(int(promises.machine_total[slot]))} - system reserve"
-        f" {told_bytes(int(promises.system_reserve[slot]))} - foreign_used"
-        f" {told_bytes(int(promises.foreign[slot]))} - tasks {told_bytes(charged)}"
+        f"machine: total {size_words(int(promises.machine_total[slot]))} - system reserve"
+        f" {size_words(int(promises.system_reserve[slot]))} - foreign_used"
+        f" {size_words(int(promises.foreign[slot]))} - tasks {size_words(charged)}"
     )
 
 
@@ -235,13 +235,13 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
         for refusal in refusals
         if refusal.node_id != node_id
     ]
-    reason = f"it can promise {told_bytes(int(results.offers.promise[slot]))}"
+    reason = f"it can promise {size_words(int(results.offers.promise[slot]))}"
     return Plan(node_id, "", f"{reason} ({terms(results, slot)})", others)
 
 
 def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:
     which = "least that is enough" if spec.preference is Preference.PACK else "most"
-    promise = told_bytes(int(results.offers.promise[slot]))
+    promise = size_words(int(results.offers.promise[slot]))
     return f"could take it; the node with the {which} memory left is taken ({promise})"
 
 
@@ -251,15 +251,15 @@ def _refusal_of(
     offers, slot, spec = results.offers, record.slot, task.spec
     shape = cluster.queue.shape_of(task)
     asks_bytes = shape.memory_request_bytes
-    asks = told_bytes(asks_bytes)
+    asks = size_words(asks_bytes)
     code, why = _why_closed(results, record)
     if code:
         return code, why
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
     if offers.capacity[slot] < shape.capacity_bytes:
-        capacity = told_bytes(int(offers.capacity[slot]))
-        whole = told_bytes(shape.capacity_bytes)
+        capacity = size_words(int(offers.capacity[slot]))
+        whole = size_words(shape.capacity_bytes)
         return "TOO_SMALL", f"asks {whole}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
         names = [result.rule.name for result in results.rules if result.blocks(slot)]
@@ -267,7 +267,7 @@ def _refusal_of(
     if cluster.table.intake_stopped[slot]:
         return "INTAKE_STOPPED", intake_stopped(cluster, results, record)
     if offers.promise[slot] < asks_bytes:
-        promise = told_bytes(int(offers.promise[slot]))
+        promise = size_words(int(offers.promise[slot]))
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
         return "CPUS", f"asks {_cpus(spec.cpus)}, {offers.cpus_free[slot]:g} free"
@@ -326,14 +326,14 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         entry = cluster.ledger.read(handle)
         lines.append(
             f"attempt {task.attempt} on node {task.node_id}: reserved"
-            f" {told_bytes(entry.reserved_bytes)}, used now {told_bytes(entry.used_bytes)},"
+            f" {size_words(entry.reserved_bytes)}, used now {size_words(entry.used_bytes)},"
             f" {limit_text(task)}"
         )
         lines += size_of_placed(task)
     if task.ended and task.attempt:
         lines.append(
             f"attempt {task.attempt} ran on node {task.node_id}: peak"
-            f" {told_bytes(task.memory_peak_bytes)}, request"
+            f" {size_words(task.memory_peak_bytes)}, request"
             f" {request_text(task)}, {limit_text(task)}"
         )
         lines += size_of_placed(task)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mass.units import size_words
+
 from controller.core.cluster import Cluster
 from controller.core.model import GuardStep, GuardStepKind, Task
 from controller.core.nodes import NodeRecord
 from controller.core.results import Results
-from controller.core.sizes import told_bytes
 
 
 def intake_stopped(cluster: Cluster, results: Results, record: NodeRecord) -> str:
@@ -18,20 +19,20 @@ def intake_stopped(cluster: Cluster, results: Results, record: NodeRecord) -> st
     slot = record.slot
     promises = results.promises
     used, total = int(promises.machine_used[slot]), int(promises.machine_total[slot])
-    return f"its guard wants no new task now ({told_bytes(used)} of {told_bytes(total)} are used)"
+    return f"its guard wants no new task now ({size_words(used)} of {size_words(total)} are used)"
 
 
 def limit_text(task: Task) -> str:
     """Return what the kernel enforces on the latest attempt."""
     if task.memory_limit_bytes is None:
         return "no limit of its own" if task.memory_elastic else "limit 0 B"
-    return f"limit {told_bytes(task.memory_limit_bytes)}"
+    return f"limit {size_words(task.memory_limit_bytes)}"
 
 
 def request_text(task: Task) -> str:
     """Return what was declared."""
     spec = task.spec
-    return told_bytes(spec.memory_request_bytes) if spec.memory_declared else "auto"
+    return size_words(spec.memory_request_bytes) if spec.memory_declared else "auto"
 
 
 def size_of_waiting(cluster: Cluster, task: Task) -> list[str]:
@@ -40,27 +41,27 @@ def size_of_waiting(cluster: Cluster, task: Task) -> list[str]:
     if need is None:
         return []
     decision = cluster.learning.decide(need)
-    return [f"it would get {told_bytes(decision.size_bytes)} now, {decision.reason}"]
+    return [f"it would get {size_words(decision.size_bytes)} now, {decision.reason}"]
 
 
 def size_of_placed(task: Task) -> list[str]:
     """Return what the latest attempt got, and from which numbers; nothing if as declared."""
     if not task.memory_reason:
         return []
-    line = f"sized {told_bytes(task.memory_size_bytes)}: {task.memory_reason}"
+    line = f"sized {size_words(task.memory_size_bytes)}: {task.memory_reason}"
     if task.memory_expected_peak_bytes and "expected peak" not in task.memory_reason:
-        line += f"; expected peak {told_bytes(task.memory_expected_peak_bytes)}"
+        line += f"; expected peak {size_words(task.memory_expected_peak_bytes)}"
     return [line]
 
 
 def step_text(step: GuardStep) -> str:
     """Return a step of a guard in a sentence with its numbers."""
-    text = f"{step.kind.value} at {told_bytes(step.used_bytes)} of {told_bytes(step.limit_bytes)}"
+    text = f"{step.kind.value} at {size_words(step.used_bytes)} of {size_words(step.limit_bytes)}"
     if step.growth_bytes_per_second > 0:
-        text += f", growing by {told_bytes(int(step.growth_bytes_per_second))}/s"
+        text += f", growing by {size_words(int(step.growth_bytes_per_second))}/s"
     if step.seconds_to_full is not None:
         text += f", full in {step.seconds_to_full:.1f} s"
     if step.task_id:
-        used = told_bytes(step.task_used_bytes)
+        used = size_words(step.task_used_bytes)
         text += f"; task {step.task_id} attempt {step.attempt} uses {used}"
     return f"{text} ({step.reason})" if step.reason else text

@@ -10,6 +10,8 @@ import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from mass.units import size_words
+
 from controller.core.growth import (
     CurveLimits,
     Curves,
@@ -24,7 +26,6 @@ from controller.core.limits import SECOND_NS, Limits
 from controller.core.model import Attempt, MemoryLimits, OomCause, Task, TaskSpec, TaskState
 from controller.core.needs import Need, rounded_up
 from controller.core.peaks import STEP_MIN
-from controller.core.sizes import told_bytes
 from controller.core.sizing import UNMEASURED, Ask, Basis, Size, Sizing, SizingLimits
 
 RUNTIMES_MAX = 32  # of a category, the latest
@@ -204,13 +205,13 @@ class Learning:
             reason += told
         if size_bytes < need.used_bytes:
             size_bytes = need.used_bytes
-            reason += f"; at least the {told_bytes(size_bytes)} that it used before"
+            reason += f"; at least the {size_words(size_bytes)} that it used before"
         if size_bytes > most_bytes:
             size_bytes = most_bytes
-            reason += f"; no more than {told_bytes(size_bytes)}, which a node could lately give"
+            reason += f"; no more than {size_words(size_bytes)}, which a node could lately give"
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
-            reason += f"; no more than its own limit of {told_bytes(size_bytes)}"
+            reason += f"; no more than its own limit of {size_words(size_bytes)}"
         stands = size.basis in DECLARATION_STANDS
         # Its user may know better than we: it waits for a node that large, and says so.
         node_min_bytes = (need.declared_bytes or 0) if stands else 0
@@ -246,12 +247,12 @@ class Learning:
         first_bytes, told = set_aside_first(size, expected, self.policy), ""
         if need.whole:
             whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
-            told = f"; {told_bytes(whole_bytes)} is set aside, all it is expected to use"
+            told = f"; {size_words(whole_bytes)} is set aside, all it is expected to use"
             return whole_bytes, f"{told}, as the guard ended it before"
         if size.basis not in UNMEASURED:
             peak_bytes, share = expected.peak_bytes, 100.0 * self.policy.rest_share
-            whole = f"its expected peak of {told_bytes(peak_bytes)}" if peak_bytes else "that"
-            told = f"; {share:.0f} % of {whole} is set aside at first: {told_bytes(first_bytes)}"
+            whole = f"its expected peak of {size_words(peak_bytes)}" if peak_bytes else "that"
+            told = f"; {share:.0f} % of {whole} is set aside at first: {size_words(first_bytes)}"
         return first_bytes, told
 
     def _expected_first(self, ask: Ask) -> Expectation:

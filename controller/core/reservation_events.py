@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from mass.units import size_words
 
 from allocator.ledger import NoRoom
 from controller.core.cluster import Cluster
@@ -17,7 +18,6 @@ from controller.core.events import ReservationAsked, ReservationReleased, Reserv
 from controller.core.model import MemoryReservation
 from controller.core.promise import compute
 from controller.core.results import read_metrics
-from controller.core.sizes import told_bytes
 
 Commands = list[Command]
 
@@ -78,8 +78,8 @@ def _choose(cluster: Cluster, event: ReservationAsked) -> str:
 def _no_memory(event: ReservationAsked, node_id: str, promise_bytes: int) -> NoMemoryFree:
     which = "" if event.node_id else ", the one with the most memory left,"
     return NoMemoryFree(
-        f"the reservation asks {told_bytes(event.memory_bytes)}, node {node_id}{which} can promise"
-        f" {told_bytes(max(0, promise_bytes))}",
+        f"the reservation asks {size_words(event.memory_bytes)}, node {node_id}{which} can promise"
+        f" {size_words(max(0, promise_bytes))}",
         node=node_id,
         requested_bytes=event.memory_bytes,
         promise_bytes=max(0, promise_bytes),

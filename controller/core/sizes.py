@@ -70,14 +70,3 @@ class CategorySummary:
     peak_max_bytes: int
     declared_bytes: int | None  # the newest
     over_declared: float | None  # median of declared / peak
-
-
-def told_bytes(count: float) -> str:
-    """Return bytes as people read them, with at most one decimal: 0 B, 512 MiB, 1.5 GiB."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        # 1,023.95 would round to 1024.0 of the smaller unit.
-        if abs(value) < 1023.95:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from mass.units import size_words
 
 from controller.core.fits import PRIOR_SHAPE, Fit, SharedErrors, fit
 from controller.core.guesses import LOG_PEAK, Floats, Guess, History
@@ -27,7 +28,6 @@ from controller.core.sizes import (
     CategorySummary,
     Size,
     SizingLimits,
-    told_bytes,
 )
 
 __all__ = [
@@ -180,13 +180,13 @@ class Sizing:
             most = math.exp(max(reached for reached, _ in category.reached))
             if chosen <= most:
                 chosen = found.after(most)
-                told = f"{told}; one of {ask.category} ran out of memory at {told_bytes(most)}"
+                told = f"{told}; one of {ask.category} ran out of memory at {size_words(most)}"
         why = "expected to cost least"
         if basis in UNMEASURED:
             why = "given at once, as it must not run again" if once else "tried first"
-        told = f"{told}; {told_bytes(max(chosen, SIZE_MIN_BYTES))} is {why}"
+        told = f"{told}; {size_words(max(chosen, SIZE_MIN_BYTES))} is {why}"
         if chosen > memory_max_bytes:
-            given = told_bytes(memory_max_bytes)
+            given = size_words(memory_max_bytes)
             told = f"{told}, but no node could lately give more than {given}"
         return _sized(chosen, memory_max_bytes, basis, told)
 
@@ -196,7 +196,7 @@ class Sizing:
         """Return the size of the attempt after one that ran out of memory at `reached_bytes`."""
         found = self._outlook(ask) or self._unknown(ask)
         chosen = found.after(reached_bytes)
-        reached = f"ran out of memory at {told_bytes(reached_bytes)} (failure {failures})"
+        reached = f"ran out of memory at {size_words(reached_bytes)} (failure {failures})"
         told = f"{reached}; {found.told}"
         return _sized(chosen, memory_max_bytes, Basis.LADDER, told)
 
@@ -301,13 +301,13 @@ class Sizing:
             current.ladders[key] = ladder
         count = history.seen
         told = f"{count} {'run' if count == 1 else 'runs'} of {ask.category}"
-        told = f"{told}, the largest of {told_bytes(math.exp(history.top))}"
+        told = f"{told}, the largest of {size_words(math.exp(history.top))}"
         basis = Basis.CATEGORY
         if guess >= Guess.PROPORTIONAL:
             basis = Basis.INPUT
             told = (
-                f"{told}; for an input of {told_bytes(ask.input_bytes or 0)}"
-                f" about {told_bytes(math.exp(value))}"
+                f"{told}; for an input of {size_words(ask.input_bytes or 0)}"
+                f" about {size_words(math.exp(value))}"
             )
         return _Outlook(ladder, math.exp(value), scale_ns, basis, told)
 
@@ -320,7 +320,7 @@ class Sizing:
         centre = math.log(growth)
         atoms = [(max(centre + PILOT_SPREAD * shape, 0.0), 1.0, 0.0) for shape in PRIOR_SHAPE]
         told = (
-            f"no run of {ask.category} has ended; a running one has used {told_bytes(used)}"
+            f"no run of {ask.category} has ended; a running one has used {size_words(used)}"
             f" and may still grow {growth:.1f}-fold"
         )
         lost_bytes = self.limits.lost_price * (self._average() if self._observed else used)
@@ -347,7 +347,7 @@ class Sizing:
         told = (
             f"no run of {ask.category} yet; by {known.count} other"
             f" {'category' if known.count == 1 else 'categories'} it may need"
-            f" {told_bytes(low)} to {told_bytes(high)}"
+            f" {size_words(low)} to {size_words(high)}"
         )
         return _Outlook(ladder, 1.0, 1.0, Basis.BORROWED, told)
 
@@ -373,9 +373,9 @@ class Sizing:
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))
         if ask.declared_bytes:
-            basis, said = Basis.DECLARED, f"declared {told_bytes(base)}"
+            basis, said = Basis.DECLARED, f"declared {size_words(base)}"
         else:
-            basis, said = Basis.DEFAULT, f"nothing is declared (taken as {told_bytes(base)})"
+            basis, said = Basis.DEFAULT, f"nothing is declared (taken as {size_words(base)})"
         return _Outlook(ladder, base, 1.0, basis, f"{said} and nothing is learned yet")
 
 

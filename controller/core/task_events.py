@@ -6,6 +6,8 @@ from __future__ import annotations
 import signal as signals
 from collections import deque
 
+from mass.units import size_words
+
 from controller.core.cluster import Cluster, with_state
 from controller.core.commands import (
     Command,
@@ -29,7 +31,6 @@ from controller.core.model import (
 )
 from controller.core.needs import rounded_up
 from controller.core.renewed import replace
-from controller.core.sizes import told_bytes
 
 Commands = list[Command]
 
@@ -292,7 +293,7 @@ def _hopeless(cluster: Cluster, task: Task, reached_bytes: int, counted: bool) -
         return None
     largest_bytes = cluster.largest_capacity_bytes()
     if reached_bytes >= largest_bytes:
-        return f"; the largest node can give {told_bytes(largest_bytes)}"
+        return f"; the largest node can give {size_words(largest_bytes)}"
     return None
 
 
@@ -306,9 +307,9 @@ def _cause(task: Task, event: AttemptEnded) -> OomCause:
 
 
 def _memory_reason(task: Task, event: AttemptEnded) -> str:
-    numbers = f"peak {told_bytes(event.memory_peak_bytes)}"
+    numbers = f"peak {size_words(event.memory_peak_bytes)}"
     if task.memory_limit_bytes is not None:
-        numbers += f", limit {told_bytes(task.memory_limit_bytes)}"
+        numbers += f", limit {size_words(task.memory_limit_bytes)}"
     match _cause(task, event):
         case OomCause.CHILD_ONLY:
             return f"a child process outgrew the task's memory limit ({numbers})"

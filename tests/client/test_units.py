@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from mass import InvalidValue
 from mass.address import controller_address
-from mass.units import duration_ns, duration_text, size_bytes, size_text, told_apart
+from mass.units import (
+    SIZE_BYTES_MAX,
+    duration_ns,
+    duration_text,
+    size_bytes,
+    size_text,
+    size_words,
+    told_apart,
+)
 
 from controller.cli.address import trusted_address
 from controller.core.errors import InvalidRequest
@@ -69,6 +77,24 @@ def test_refused_size_names_thing_value_and_bound() -> None:
         size_bytes("2PiB", "mem_limit")
     with pytest.raises(ValueError, match="unknown unit 'X'"):
         size_bytes("2X")
+
+
+@pytest.mark.parametrize(
+    ("value_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        ((1 << 20) - 1, "1 MiB"),
+        (256 << 20, "256 MiB"),
+        (3 << 29, "1.5 GiB"),
+        (-(1 << 30), "-1 GiB"),
+        (SIZE_BYTES_MAX, "1 PiB"),
+    ],
+)
+def test_size_is_told_in_binary_units(value_bytes: int, text: str) -> None:
+    assert size_words(value_bytes) == text
 
 
 @pytest.mark.parametrize(

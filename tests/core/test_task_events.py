@@ -13,7 +13,6 @@ from controller.core.ends import KEPT_MAX, EndsLately
 from controller.core.errors import LimitReached, OutcomeUnknown
 from controller.core.events import AttemptEnded, TasksSubmitted
 from controller.core.model import Dependency, DependencyKind, OomCause, OutputStream, TaskState
-from controller.core.sizes import told_bytes
 from controller.core.task_events import judge
 
 
@@ -239,12 +238,6 @@ def test_acknowledgements_never_go_back() -> None:
         again = world.turn(replace(late, sequence=3))
         assert again == [SendAcknowledgement("n1", 5)]
         assert not [c for c in again if isinstance(c, SaveAttempt)]
-
-
-def test_memory_is_shown_as_people_read_it() -> None:
-    assert [told_bytes(n) for n in (0, 1 << 20, 3 << 29, -(1 << 30))] == [
-        "0 B", "1 MiB", "1.5 GiB", "-1 GiB"
-    ]  # fmt: skip
 
 
 def test_failure_while_memory_was_refused_is_repeated_a_few_times_and_then_a_failure() -> None:

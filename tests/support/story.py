@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+from mass.units import size_words
 from support.builders import rule, size, span, spec
 from support.harness import SMALL, Harness
 
@@ -60,7 +61,6 @@ from controller.core.model import (
 from controller.core.promise import PRESSURES
 from controller.core.rules import Rule
 from controller.core.scheduler import Scheduler
-from controller.core.sizes import told_bytes
 
 Words = dict[str, str]
 MARK = "> "
@@ -364,9 +364,9 @@ class Story:
             pressure = PRESSURES[int(results.promises.pressure[record.slot])]
             lines.append(
                 f"{node_id} {record.state.value} {record.node.scheduling.value}"
-                f" pressure {pressure.value}, can promise {told_bytes(view.memory_promise_bytes)},"
-                f" foreign {told_bytes(view.memory_foreign_bytes)},"
-                f" reserved {told_bytes(view.memory_reserved_bytes)}"
+                f" pressure {pressure.value}, can promise {size_words(view.memory_promise_bytes)},"
+                f" foreign {size_words(view.memory_foreign_bytes)},"
+                f" reserved {size_words(view.memory_reserved_bytes)}"
                 + (", kept free" if kept else "")
             )
         return lines
@@ -420,7 +420,7 @@ def _line(command: Command) -> str:
             return f"forgot node {node_id}"
         case SaveReservation(reservation):
             return (
-                f"saved reservation {reservation.id} of {told_bytes(reservation.memory_bytes)}"
+                f"saved reservation {reservation.id} of {size_words(reservation.memory_bytes)}"
                 f" on {reservation.node_id}"
             )
         case ForgetReservation(reservation_id):
@@ -443,11 +443,11 @@ def _sent(command: Command) -> str:
             return f"sent {node_id} welcome, acknowledged {sequence}{gone}"
         case SendAssignment(node_id, task):
             assert task.state is TaskState.ASSIGNED
-            limit = f"limit {told_bytes(task.memory_limit_bytes or 0)}"
+            limit = f"limit {size_words(task.memory_limit_bytes or 0)}"
             if task.memory_elastic:
                 own = f", {limit}" if task.memory_limit_bytes else ""
-                peak = told_bytes(task.memory_expected_peak_bytes)
-                size_text = told_bytes(task.memory_size_bytes)
+                peak = size_words(task.memory_expected_peak_bytes)
+                size_text = size_words(task.memory_size_bytes)
                 limit = f"elastic {size_text}, expected peak {peak}{own}"
             return f"sent {node_id} assign {task.id}/{task.attempt} {limit}"
         case SendStop(node_id, task_id, number, grace_ns):

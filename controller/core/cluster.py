@@ -494,10 +494,10 @@ class Cluster:
         return int(self.ledger.capacity_bytes[: self.table.count].max(initial=0))
 
     def hope(self, now_ns: int, seen_bytes: int | None = None) -> None:
-        """Let a task that reached more than before hope for the closed nodes too, for a while.
+        """Let tasks that used more than open nodes give wait a while for closed ones.
 
-        Not for one that an open node could give more than the `seen_bytes` it reached: its end is
-        no reason for others to wait.
+        Not after the end of one that an open node could give more than the `seen_bytes` it used:
+        that is no reason for others to wait.
         """
         count = self.table.count
         capacity, is_open = self.ledger.capacity_bytes[:count], self.table.open[:count]

@@ -110,9 +110,10 @@ class Learning:
         )
         self.reconfigure(limits)
         self.outcomes: OrderedDict[str, Outcomes] = OrderedDict()  # the longest unused first
-        self._lately = _Most(OFFER_KEPT_NS)  # what an open node could give; 0: not known
-        self._hoped = _Most(STEP_KEPT_NS)  # or what a closed one may give again
-        self._shut = _Most(STEP_KEPT_NS)  # or any closed one, where it is the only hope
+        # What nodes could give with no task on them; 0: not known.
+        self._open = _Most(OFFER_KEPT_NS)
+        self._reopening = _Most(STEP_KEPT_NS)  # open ones, and those that may be again soon
+        self._closed = _Most(STEP_KEPT_NS)  # any closed one: only where nothing else is of use
         self._clocks: dict[tuple[int, int], _Clock] = {}
 
     def reconfigure(self, limits: Limits) -> None:
@@ -120,42 +121,41 @@ class Learning:
         self.limits = limits
         self.policy = GrowthPolicy(rest_share=1.0 - limits.overcommit_share)
         self.curves.policy = self.policy
-        self._decisions: dict[Need, tuple[tuple[int, int, int], Decision]] = {}
+        self._decisions: dict[Need, tuple[tuple[int, int], Decision]] = {}
 
-    def offer(self, now_ns: int, open_bytes: int, closed_bytes: int = 0) -> None:
+    def offer(self, now_ns: int, open_bytes: int, reopening_bytes: int = 0) -> None:
         """Take in the most that some open node could give with no task on it, now, and what one
-        that is closed may give again.
+        that is closed may give again soon.
 
         Sizes go no further than the most of the last while: what others use on a node for a moment,
         or a task that has just ended, must not make every size small.
         """
-        self._lately.take(now_ns, open_bytes)
-        self._hoped.take(now_ns, max(open_bytes, closed_bytes))
-        self._shut.take(now_ns, 0)
+        self._open.take(now_ns, open_bytes)
+        self._reopening.take(now_ns, max(open_bytes, reopening_bytes))
+        self._closed.take(now_ns, 0)  # time passes for it too
 
-    def hope(self, now_ns: int, shut_bytes: int) -> None:
-        """Let what any closed node could give be waited for a while by those that have reached more
-        than the open ones give, however long it is closed: one has just done so."""
-        self._shut.take(now_ns, shut_bytes)
+    def hope(self, now_ns: int, closed_bytes: int) -> None:
+        """Let tasks that were seen to use more than open nodes give wait a while for a closed one,
+        however long it is closed; `closed_bytes` is what the largest could give."""
+        self._closed.take(now_ns, closed_bytes)
 
     # --- asking ---
 
     @property
     def lately_bytes(self) -> int:
         """Return the most that an open node could lately give when empty; 0: not known."""
-        return self._lately.bytes
+        return self._open.bytes
 
     def decide(self, need: Need) -> Decision:
         """Return the size of a need by what is known now. Cost: one lookup unless that changed."""
-        version = self.sizing.version(need.category)
-        hoped_bytes = self._hoped_bytes(need) if need.reached_bytes or need.used_bytes else 0
-        stamp = (version, self._lately.bytes, hoped_bytes)
+        most_bytes = self._most_bytes(need)
+        stamp = (self.sizing.version(need.category), most_bytes)
         known = self._decisions.get(need)
         if known is not None and known[0] == stamp:
             return known[1]
         if len(self._decisions) >= DECISIONS_KEPT_MAX:
             self._decisions.clear()
-        decision = self._decide(need)
+        decision = self._decide(need, most_bytes)
         self._decisions[need] = (stamp, decision)
         return decision
 
@@ -189,9 +189,8 @@ class Learning:
             return False
         return self.decide(need).basis in UNKNOWN_BASES
 
-    def _decide(self, need: Need) -> Decision:
+    def _decide(self, need: Need, most_bytes: int) -> Decision:
         ask = Ask(need.category, need.input_bytes, need.declared_bytes)
-        most_bytes = self._most_bytes(need)
         if need.reached_bytes:
             size = self.sizing.size_after_out_of_memory(
                 ask, need.reached_bytes, need.failures, most_bytes
@@ -219,26 +218,25 @@ class Learning:
         return Decision(size_bytes, node_min_bytes, peak_bytes, size.basis, reason)
 
     def _most_bytes(self, need: Need) -> int:
-        """Return what the size goes no further than: what a node could give lately.
+        """Return what the size goes no further than: what an open node could give lately.
 
         After an end that memory made, that may be too little while a larger node is closed, or used
         by others for a while: a step beyond what was reached by its own fault, or what the guard
         saw it use, is waited for, as far as there is hope.
         """
-        most_bytes = self._lately.bytes or self.limits.memory_request_max_bytes
-        wanted_bytes = max(math.ceil(need.reached_bytes * STEP_MIN), need.used_bytes)
-        hoped_bytes = self._hoped_bytes(need)
-        # Less than that is hoped for only where no open node gives more than was reached.
-        if wanted_bytes <= hoped_bytes or most_bytes <= need.seen_bytes < hoped_bytes:
-            return max(most_bytes, min(wanted_bytes, hoped_bytes))
-        return most_bytes
-
-    def _hoped_bytes(self, need: Need) -> int:
-        """Return what a need may hope for that memory ended before: 0 where it can do without."""
-        hoped_bytes = self._hoped.bytes if need.reached_bytes else 0  # else it may outgrow its size
-        if need.seen_bytes >= self._lately.bytes:
-            return max(hoped_bytes, self._shut.bytes)
-        return hoped_bytes
+        most_bytes = self._open.bytes or self.limits.memory_request_max_bytes
+        if not need.seen_bytes:
+            return most_bytes
+        wanted_bytes = least_bytes = max(math.ceil(need.reached_bytes * STEP_MIN), need.used_bytes)
+        # One that the guard ended may outgrow what an open node gives, so it has no need to wait.
+        hoped_bytes = self._reopening.bytes if need.reached_bytes else 0
+        if need.seen_bytes >= most_bytes:
+            # Open nodes are of no use: any closed one is waited for that gives any more.
+            hoped_bytes = max(hoped_bytes, self._closed.bytes)
+            least_bytes = min(wanted_bytes, need.seen_bytes + 1)
+        if hoped_bytes < least_bytes:
+            return most_bytes
+        return max(most_bytes, min(wanted_bytes, hoped_bytes))
 
     def _elastic(self, need: Need, size: Size, expected: Expectation) -> tuple[int, str]:
         """Return what is set aside at first of a size that a task may outgrow, and why."""

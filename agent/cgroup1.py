@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import logging
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,8 @@ from agent.cgroupfs import (
     tree,
     write,
 )
-from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.cgroups import Cgroups, Slot
+from agent.group import EnforcementError, Group, LimitRefused, OomFacts
 from agent.held import V1, HeldMemory
 from agent.hierarchy import find_hierarchy
 from agent.proctree import Life, send_signal
@@ -52,14 +52,12 @@ MARK_SLACK_BYTES = 65_536
 
 
 @dataclass(slots=True)
-class Slot:
+class Cgroup1Slot(Slot):
     """What is known of one group beyond what the kernel keeps.
 
     `node_stalls` is what the node's group had been told when `oom_events` began to count.
     """
 
-    memory: HeldMemory
-    limit_bytes: int | None = None
     oom_group: bool = False
     oom_events: OomEvents | None = None
     node_stalls: int | None = None
@@ -72,11 +70,10 @@ class Slot:
             self.oom_events = None
 
 
-class Cgroup1:
+class Cgroup1(Cgroups[Cgroup1Node, Cgroup1Slot]):
     """Enforcement by the kernel; see `agent.enforce.Enforcement` for the contract."""
 
     name = "cgroup1"
-    poll_interval_ns = None
 
     def __init__(
         self,
@@ -87,15 +84,11 @@ class Cgroup1:
         cpu: Path | None = None,
     ):
         """Take over `base` (made by `probe`) and its twins; sweep looks below `search`."""
-        self._node_name = node_name
-        self._base = base
+        super().__init__(node_name, base, Cgroup1Node(base))
         self._freezer = freezer
         self._cpu = cpu
         self._twins = [twin for twin in (freezer, cpu) if twin is not None]
         self._search = search
-        self._node = Cgroup1Node(base)
-        self._slot_count = 0
-        self._slots: dict[str, Slot] = {}
 
     @classmethod
     def probe(cls, node_name: str, parent: Path | None = None) -> Cgroup1:
@@ -154,22 +147,6 @@ class Cgroup1:
             "while the node stalls, starting a program fails instead of waiting",
         }
 
-    def set_capacity(self, capacity_bytes: int | None) -> int | None:
-        """Hold all groups together to the capacity; one below use is set as low as can be."""
-        return self._node.set_capacity(capacity_bytes)
-
-    def node_memory(self) -> NodeMemory:
-        """Return what all groups hold; 30 us and 3 to 20 us for each group."""
-        return self._node.memory(slot.memory for slot in self._slots.values())
-
-    def stall_fd(self) -> int | None:
-        """Return the eventfd of the node's group."""
-        return self._node.stall_fd()
-
-    def clear_stall(self) -> None:
-        """Make it ready for the next stall."""
-        self._node.clear_stall()
-
     def psi_full_percent(self) -> float | None:
         """Return the machine's: v1 has none for groups."""
         return psi_full_percent("/proc/pressure/memory")
@@ -182,7 +159,7 @@ class Cgroup1:
         for twin in self._twins:
             (twin / name).mkdir(exist_ok=True)
             paths.append(twin / name)
-        slot = Slot(HeldMemory(path, V1))
+        slot = Cgroup1Slot(HeldMemory(path, V1))
         try:
             write(path / "memory.oom_control", "0")  # inherited: off, as in the node's group
             slot.node_stalls = self._node.stall_count()
@@ -235,9 +212,6 @@ class Cgroup1:
                 f"group {group.name}: cpu.shares {shares} refused: {error.strerror}"
             ) from error
 
-    def started(self, group: Group, pid: int) -> None:
-        """Nothing to learn: the kernel knows who is in the group."""
-
     def set_oom_group(self, group: Group, on: bool) -> None:
         """Remember it: v1 takes only the biggest process, `finish_oom_groups` the rest."""
         self._slots[group.name].oom_group = on
@@ -249,14 +223,6 @@ class Cgroup1:
             if slot.oom_group and self.oom_kills(Group(name)) and self.kill(Group(name)):
                 finished.append(name)
         return tuple(finished)
-
-    def usage(self, group: Group) -> int:
-        """Return anonymous plus shared memory of the whole group; 3 to 20 us."""
-        return self._slots[group.name].memory.read()
-
-    def usages(self, groups: Sequence[Group]) -> list[int]:
-        """Return the same of many groups."""
-        return [self.usage(group) for group in groups]
 
     def peak(self, group: Group) -> int:
         """Return the best lower bound on the most memory used; the module says how."""
@@ -304,10 +270,6 @@ class Cgroup1:
         own_limit = own_limit or any(_limit_was_hit(path) for path in looked_at)
         return OomFacts(kills, own_limit=own_limit, node_full=not own_limit)
 
-    def signal(self, group: Group, number: int) -> int:
-        """Signal every process of the group once; one that forks meanwhile may be missed."""
-        return send_signal(processes(self._base / group.name), number)
-
     def freeze(self, group: Group, paused: bool) -> None:
         """Pause the group, by the freezer where there is one: processes cannot tell."""
         if self._freezer is None:
@@ -341,9 +303,6 @@ class Cgroup1:
         slot = self._slots.pop(group.name, None)
         if slot is not None:
             slot.close()
-
-    def poll(self) -> None:
-        """Nothing to do: the kernel enforces by itself."""
 
     def sweep(self) -> tuple[str, ...]:
         """Kill and remove the groups of this node name whose agent has ended.

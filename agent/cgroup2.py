@@ -20,7 +20,6 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -39,7 +38,8 @@ from agent.cgroupfs import (
     remove_tree,
     write,
 )
-from agent.group import EnforcementError, Group, LimitRefused, NodeMemory, OomFacts
+from agent.cgroups import Cgroups, Slot
+from agent.group import EnforcementError, Group, LimitRefused, OomFacts
 from agent.held import V2, HeldMemory
 from agent.hierarchy import UNIFIED, find_hierarchy
 from agent.proctree import Life, close_over_children, read_processes, send_signal
@@ -51,30 +51,17 @@ WEIGHT_PER_CPU = 100  # the kernel's default for a group
 WEIGHT_MIN, WEIGHT_MAX = 1, 10_000  # the kernel's bounds
 
 
-@dataclass(slots=True)
-class Slot:
-    """What is known of one group beyond what the kernel keeps."""
-
-    memory: HeldMemory
-    limit_bytes: int | None = None
-
-
-class Cgroup2:
+class Cgroup2(Cgroups[Cgroup2Node, Slot]):
     """Enforcement by the kernel; see `agent.enforce.Enforcement` for the contract."""
 
     name = "cgroup2"
-    poll_interval_ns = None
 
     def __init__(self, node_name: str, base: Path, search: Path) -> None:
         """Take over `base` (made by `probe`); sweep looks below `search`. Raises OSError."""
-        self._node_name = node_name
-        self._base = base
+        super().__init__(node_name, base, Cgroup2Node(base))
         self._search = search
-        self._node = Cgroup2Node(base)
         self._shares_cpus = "cpu" in read(base / "cgroup.subtree_control").split()
         self._files = frozenset(os.listdir(base))  # these differ by the kernel's version
-        self._slot_count = 0
-        self._slots: dict[str, Slot] = {}
 
     @classmethod
     def probe(cls, node_name: str, parent: Path | None = None) -> Self:
@@ -123,22 +110,6 @@ class Cgroup2:
             "oom_group": "memory.oom.group" in self._files,
             "caveat": "the limit holds page cache too, which the kernel drops before it kills",
         }
-
-    def set_capacity(self, capacity_bytes: int | None) -> int | None:
-        """Hold all groups together to the capacity; one below use is set as low as can be."""
-        return self._node.set_capacity(capacity_bytes)
-
-    def node_memory(self) -> NodeMemory:
-        """Return what all groups hold, and work the brake near the end."""
-        return self._node.memory(slot.memory for slot in self._slots.values())
-
-    def stall_fd(self) -> int | None:
-        """Return what tells of the node's group reaching its end."""
-        return self._node.stall_fd()
-
-    def clear_stall(self) -> None:
-        """Make it ready for the next time."""
-        self._node.clear_stall()
 
     def psi_full_percent(self) -> float | None:
         """Return that of the node's group, or of the machine where groups have none."""
@@ -207,17 +178,6 @@ class Cgroup2:
                 f"group {group.name}: cpu.weight {weight} refused: {error.strerror}"
             ) from error
 
-    def started(self, group: Group, pid: int) -> None:
-        """Nothing to learn: the kernel knows who is in the group."""
-
-    def usage(self, group: Group) -> int:
-        """Return anonymous plus shared memory of the whole group; 3 to 20 us."""
-        return self._slots[group.name].memory.read()
-
-    def usages(self, groups: Sequence[Group]) -> list[int]:
-        """Return the same of many groups."""
-        return [self.usage(group) for group in groups]
-
     def peak(self, group: Group) -> int:
         """Return the best lower bound on the most memory used; the module says how."""
         slot = self._slots[group.name]
@@ -253,10 +213,6 @@ class Cgroup2:
         except FileNotFoundError:
             return {}  # someone else removed it, which the kernel allows only when it is empty
 
-    def signal(self, group: Group, number: int) -> int:
-        """Signal every process of the group once; one that forks meanwhile may be missed."""
-        return send_signal(processes(self._base / group.name), number)
-
     def freeze(self, group: Group, paused: bool) -> None:
         """Pause the group, or let it go on: processes cannot tell."""
         with contextlib.suppress(FileNotFoundError):  # the group is empty and gone
@@ -277,10 +233,7 @@ class Cgroup2:
         remove_tree(self._base / group.name)
         slot = self._slots.pop(group.name, None)
         if slot is not None:
-            slot.memory.close()
-
-    def poll(self) -> None:
-        """Nothing to do: the kernel enforces by itself."""
+            slot.close()
 
     def sweep(self) -> tuple[str, ...]:
         """Kill and remove the groups of this node name whose agent has ended, wherever they are."""

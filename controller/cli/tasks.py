@@ -97,15 +97,12 @@ def list_tasks(
         from controller.cli.records import task_record, task_states_of
         from controller.cli.task_order import gather
 
-        since_ns = 0
-        if since is not None:
-            since_ns = time.time_ns() - parse_duration(since, "since")
         count_max, states = count or ALL, task_states_of(state or [])
         wanted: dict[str, Any] = {
             "name": name,
             "user": user,
             "array_id": array,
-            "since_ns": since_ns,
+            "since_ns": _since_ns(since),
         }
         if sort is TaskOrder.ID:
             tasks, more = session.client.tasks(count_max, states, **wanted)

@@ -116,11 +116,11 @@ class PendingQueue:
     def __init__(
         self,
         need_of: Callable[[Task], Need | None] = _as_declared,
-        size_of: Callable[[Need], tuple[int, int]] = _never,
+        sizes_of: Callable[[Need], tuple[int, int]] = _never,
     ) -> None:
-        """Take what says which tasks are sized by what is learned, and of a need how large it is
-        now, and its node must be."""
-        self._need_of, self._size_of = need_of, size_of
+        """Take what says which tasks are sized by what is learned, and of a need its size now and
+        what its node must be able to give in all."""
+        self._need_of, self._sizes_of = need_of, sizes_of
         self._lines: dict[Line, _Members] = {}
         self._line_by_task: dict[int, Line] = {}
         self._sized: dict[Line, Line] = {}  # by line, as it was sized last
@@ -175,10 +175,11 @@ class PendingQueue:
     def _as_sized(self, line: Line) -> Line:
         if line.need is None:
             return line
-        sizes = size_bytes, node_bytes = self._size_of(line.need)
+        sizes = self._sizes_of(line.need)
         sized = self._sized.get(line)
         if sized is None or sizes != (sized.shape.memory_request_bytes, sized.shape.node_min_bytes):
-            shape = replace(line.shape, memory_request_bytes=size_bytes, node_min_bytes=node_bytes)
+            size_bytes, least_bytes = sizes
+            shape = replace(line.shape, memory_request_bytes=size_bytes, node_min_bytes=least_bytes)
             sized = replace(line, shape=shape)
             if line in self._lines:
                 self._sized[line] = sized

@@ -93,6 +93,10 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         return f"{bound} tasks of user {task.user} are placed, which is the bound for one user"
     if refusal.code == "NO_NODE_READY" or slot is None:
         return f"no node is ready ({len(cluster.nodes)} known)"
+    if refusal.code == "NO_NODE_LARGE_ENOUGH":
+        whole, largest = size_words(shape.capacity_bytes), size_words(_largest(results))
+        told = f"asks {whole}, the largest ready node can give {largest} when empty"
+        return told + _if_open(cluster, results, shape)
     best = cluster.table.ids[slot]
     promise = size_words(refusal.best_promise_bytes)
     sentences = {
@@ -100,8 +104,6 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
         " that many",
         "NO_NODE_WITH_GPUS": f"{gpus}, fewer are free on each node with the memory and CPUs for it",
-        "NO_NODE_LARGE_ENOUGH": f"asks {size_words(shape.capacity_bytes)}, the largest ready node"
-        f" can give {size_words(_largest(results))} when empty",
         "NO_NODE_WITH_THAT_MANY_CPUS": f"{cpus}, no ready node with the memory for it has that"
         " many",
         "BLOCKED_BY_RULE": f"a rule with placement: block holds on every node that could take it"
@@ -116,8 +118,6 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         " that waits longer",
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
     }
-    if refusal.code == "NO_NODE_LARGE_ENOUGH":
-        return sentences[refusal.code] + _closed(cluster, results, shape)
     return sentences[refusal.code]
 
 
@@ -129,14 +129,16 @@ def _asks(results: Results, shape: Shape) -> str:
     return asks
 
 
-def _closed(cluster: Cluster, results: Results, shape: Shape) -> str:
-    """Return which node would take a shape if it were open, behind a sentence."""
+def _if_open(cluster: Cluster, results: Results, shape: Shape) -> str:
+    """Return which node would take a shape if it were open, behind a sentence; "" if none."""
     closed = replace(results.offers, open=~results.offers.open)
-    names = [cluster.table.ids[slot] for slot in np.flatnonzero(able_when_empty(closed, shape))]
-    for node_id in sorted(name for name in names if name is not None):
-        why = _why_closed(results, cluster.nodes[node_id])[1]
-        return f"; node {node_id} could take it, were it open ({why})"
-    return ""
+    slots = np.flatnonzero(able_when_empty(closed, shape))
+    node_ids = [name for slot in slots if (name := cluster.table.ids[slot]) is not None]
+    if not node_ids:
+        return ""
+    node_id = min(node_ids)
+    why = _why_closed(results, cluster.nodes[node_id])[1]
+    return f"; node {node_id} could take it, were it open ({why})"
 
 
 def _cpus(count: float) -> str:
@@ -289,7 +291,7 @@ def _why_closed(results: Results, record: NodeRecord) -> tuple[str, str]:
 
 
 def _not_ready(results: Results, record: NodeRecord) -> str:
-    """Return why a node that is not kept from taking tasks takes none, "" where it does."""
+    """Return why a node that is enabled takes no tasks, "" where it does."""
     if record.stream is None:
         why = "its agent has left" if record.has_left else "the node is not connected"
         return f"{why} ({record.state.value})"

@@ -112,7 +112,7 @@ class Quotas:
             self._silent = self.silent()
         return self.category_tasks[category] - self._silent.get(category, 0)
 
-    def spares(self, line: Line, room: int) -> bool:
+    def may_go_ahead(self, line: Line, room: int) -> bool:
         """Say whether one of this line may be sent ahead.
 
         Held ones count as placed: they must not keep those back that could start elsewhere. So
@@ -372,7 +372,7 @@ def place(
             continue
         slot, ahead = walk.choose(shape), False
         left = room - len(result.placed)
-        if slot is None and quotas.spares(line, left) and quotas.is_brief(task_id):
+        if slot is None and quotas.may_go_ahead(line, left) and quotas.is_brief(task_id):
             slot, ahead = walk.choose_ahead(shape), True
         if slot is None:
             walk.refuse(shape)

@@ -200,16 +200,16 @@ class Scheduler:
         room = cluster.limits.tasks_running_max - len(cluster.reservations)
         cluster.accounts.advance(results.now_ns, cluster.limits.fair_share_half_life_ns)
         quotas = Quotas(
-            cluster.accounts.task_counts(),
-            cluster.arrays.placed(),
-            cluster.limits.user_tasks_max,
-            cluster.accounts.shares() if cluster.limits.fair_share else None,
-            dict(cluster.category_tasks),
-            cluster.learning.is_guess,
-            cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
-            lambda: cluster.silent_tasks(results.now_ns),
-            lambda task_id: cluster.learning.is_brief(cluster.tasks[task_id].spec),
-            len(cluster.ahead),
+            user_tasks=cluster.accounts.task_counts(),
+            array_tasks=cluster.arrays.placed(),
+            user_tasks_max=cluster.limits.user_tasks_max,
+            shares=cluster.accounts.shares() if cluster.limits.fair_share else None,
+            category_tasks=dict(cluster.category_tasks),
+            is_guess=cluster.learning.is_guess,
+            pilots_max=cluster.limits.pilots_elastic_max if elastic else cluster.limits.pilots_max,
+            silent=lambda: cluster.silent_tasks(results.now_ns),
+            is_brief=lambda task_id: cluster.learning.is_brief(cluster.tasks[task_id].spec),
+            held=len(cluster.ahead),
         )
         results.offers.ahead = cluster.table.ahead_cpus(
             results.now_ns, cluster.limits.ahead_per_cpu

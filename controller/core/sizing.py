@@ -168,27 +168,23 @@ class Sizing:
 
         `once`: there is no second one, so of what nobody measured all is given at once.
         """
-        found = self._outlook(ask)
-        category = self._categories.get(ask.category)
-        if found is None:
-            found = self._unknown(ask)
-            chosen = found.scale_bytes / (1.0 if once else UNMEASURED_OVER)
-            basis, told = found.basis, found.told
-        else:
-            chosen, basis, told = found.first(), found.basis, found.told
+        found = self._outlook(ask) or self._unknown(ask)
+        told, category = found.told, self._categories.get(ask.category)
+        chosen, why = found.first(), "expected to cost least"
+        if found.basis in UNMEASURED and once:
+            chosen, why = found.scale_bytes, "given at once, as it must not run again"
+        elif found.basis in UNMEASURED:
+            chosen, why = found.scale_bytes / UNMEASURED_OVER, "tried first"
         if category is not None and category.reached and not category.history.count:
             most = math.exp(max(reached for reached, _ in category.reached))
             if chosen <= most:
                 chosen = found.after(most)
                 told = f"{told}; one of {ask.category} ran out of memory at {size_words(most)}"
-        why = "expected to cost least"
-        if basis in UNMEASURED:
-            why = "given at once, as it must not run again" if once else "tried first"
         told = f"{told}; {size_words(max(chosen, SIZE_MIN_BYTES))} is {why}"
         if chosen > memory_max_bytes:
             given = size_words(memory_max_bytes)
             told = f"{told}, but no node could lately give more than {given}"
-        return _sized(chosen, memory_max_bytes, basis, told)
+        return _sized(chosen, memory_max_bytes, found.basis, told)
 
     def size_after_out_of_memory(
         self, ask: Ask, reached_bytes: int, failures: int, memory_max_bytes: int

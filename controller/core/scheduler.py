@@ -214,6 +214,7 @@ class Scheduler:
         results.offers.ahead = cluster.table.ahead_cpus(
             results.now_ns, cluster.limits.ahead_per_cpu
         )
+        self._give_up_kept_nodes(results)
         results.offers.spare_ns = self._spare_ns(results)
         placements = place(cluster.queue, results.offers, cluster.kept_slots, room, quotas)
         cluster.refusals = placements.refused
@@ -238,18 +239,21 @@ class Scheduler:
                 spare_ns[slot] = free_ns - grace_ns - results.now_ns
         return spare_ns
 
+    def _give_up_kept_nodes(self, results: Results) -> None:
+        """Give up nodes that cannot take any more what they are kept for; others may go there."""
+        cluster, offers = self.cluster, results.offers
+        for task_id, slot in list(cluster.kept_slots.items()):
+            if not able_when_empty(offers, cluster.queue.shape(task_id))[slot]:
+                del cluster.kept_slots[task_id]
+
     def _keep_nodes(self, results: Results) -> None:
         """Keep a node free for tasks that others have overtaken for too long."""
         cluster, offers = self.cluster, results.offers
-        if not cluster.kept_slots and not cluster.overtaken_since_ns:
+        if not cluster.overtaken_since_ns:
             return
         kept_max = max(1, int(offers.open.sum()) // 4)
         taken = np.zeros(results.count, dtype=np.bool_)
-        for task_id, slot in list(cluster.kept_slots.items()):
-            if able_when_empty(offers, cluster.queue.shape(task_id))[slot]:
-                taken[slot] = True
-            else:
-                del cluster.kept_slots[task_id]  # the node cannot take it any more
+        taken[list(cluster.kept_slots.values())] = True
         for task_id, since_ns in sorted(cluster.overtaken_since_ns.items()):
             if len(cluster.kept_slots) >= kept_max:
                 break

@@ -183,9 +183,12 @@ def test_node_that_cannot_take_the_task_any_more_is_not_kept() -> None:
         assert world.cluster.kept_slots == {}
         world.uncordon("n0")
         assert list(world.cluster.kept_slots.values()) == [0]
-        # Others take 4 GiB of the machine for good: it would wait for ever.
-        world.sample("n0", used="5GiB")
+        (small,) = world.submit(spec("128MiB"))
+        assert world.states(small) == ["PENDING"]
+        # Others take much of the machine for good: it would wait for ever.
+        world.sample("n0", used="3.8GiB")
         assert world.cluster.kept_slots == {}
+        assert world.states(small) == ["ASSIGNED"], "in the same cycle: no other may come soon"
 
 
 def test_bound_of_running_tasks_is_kept() -> None:

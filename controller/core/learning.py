@@ -243,7 +243,7 @@ class Learning:
         if need.reached_bytes:
             return size.memory_bytes, ""
         first_bytes, told = set_aside_first(size, expected, self.policy), ""
-        if need.whole:
+        if need.whole and expected.peak_bytes:
             whole_bytes = max(first_bytes, expected.peak_bytes, need.used_bytes)
             told = f"; {size_words(whole_bytes)} is set aside, all it is expected to use"
             return whole_bytes, f"{told}, as the guard ended it before"

@@ -316,7 +316,7 @@ class Sizing:
         centre = math.log(growth)
         atoms = [(max(centre + PILOT_SPREAD * shape, 0.0), 1.0, 0.0) for shape in PRIOR_SHAPE]
         told = (
-            f"no run of {ask.category} has ended; a running one has used {size_words(used)}"
+            f"no run of {ask.category} has ended; one has used {size_words(used)} so far"
             f" and may still grow {growth:.1f}-fold"
         )
         lost_bytes = self.limits.lost_price * (self._average() if self._observed else used)
@@ -336,14 +336,14 @@ class Sizing:
         if key not in known.ladders:
             if len(known.ladders) >= 16 * LADDERS_MAX:
                 known.ladders.clear()
-            atoms = known.atoms(*key)
+            atoms = known.atoms(*key, self._base(ask) / UNMEASURED_OVER)
             known.ladders[key] = ladder_over(atoms, self._prices())
         ladder = known.ladders[key]
         low, high = ladder.within()
         told = (
             f"no run of {ask.category} yet; by {known.count} other"
-            f" {'category' if known.count == 1 else 'categories'} it may need"
-            f" {size_words(low)} to {size_words(high)}"
+            f" {'category' if known.count == 1 else 'categories'} and a third of"
+            f" {size_words(self._base(ask))} it may need {size_words(low)} to {size_words(high)}"
         )
         return _Outlook(ladder, 1.0, 1.0, Basis.BORROWED, told)
 
@@ -362,9 +362,12 @@ class Sizing:
             self._firsts,
         )
 
+    def _base(self, ask: Ask) -> int:
+        return ask.declared_bytes or self.limits.default_bytes
+
     def _unknown(self, ask: Ask) -> _Outlook:
         """Return what is believed before anything is learned."""
-        base = ask.declared_bytes or self.limits.default_bytes
+        base = self._base(ask)
         # It doubles: no step has more to speak for it.
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))

@@ -74,13 +74,11 @@ def test_what_is_set_aside_first_is_the_sum_of_the_reason(name: str, told: str) 
 def test_what_bounds_a_size_is_told_with_its_number() -> None:
     with Harness(ELASTIC) as world:
         world.ready("n1", total="4GiB")
-        run(world, peak="3.4GiB")
-        large, small = world.submit(
-            replace(AUTO, category="other"), replace(AUTO, memory_limit_bytes=90 * MIB)
-        )
+        run(world, peak="3.7GiB")
+        large, small = world.submit(AUTO, replace(AUTO, memory_limit_bytes=90 * MIB))
         assert world.task(large).memory_reason.endswith(
             ", but no node could lately give more than 3.8 GiB;"
-            " 65 % of that is set aside at first: 2.4 GiB"
+            " 65 % of its expected peak of 3.8 GiB is set aside at first: 2.5 GiB"
         )
         assert world.task(small).memory_reason.endswith("; no more than its own limit of 90 MiB")
         assert world.task(small).memory_size_bytes == 90 * MIB

@@ -155,6 +155,20 @@ def test_nothing_learned_gives_a_third_of_what_is_declared_or_of_the_default() -
     assert step.memory_bytes == 300 * MIB
 
 
+def test_runs_that_are_over_at_once_say_little_of_others() -> None:
+    sizing = Sizing()
+    sizing.observe(Ask("true"), 300 << 10, 2_000_000)
+    sizing.observe(Ask("echo", declared_bytes=100 * MIB), 400 << 10, 3_000_000)
+    declared = sizing.size(Ask("train", declared_bytes=GIB), NODE_BYTES)
+    assert declared.basis is Basis.BORROWED
+    assert GIB / 4 < declared.memory_bytes < GIB
+    assert sizing.size(Ask("train"), NODE_BYTES).memory_bytes > GIB / 4
+    # Those that work say more than what nobody measured.
+    for name in ("load", "sort", "join", "plot", "pack"):
+        sizing.observe(Ask(name, declared_bytes=4 * GIB), 40 * MIB, 9_000_000_000)
+    assert sizing.size(Ask("train", declared_bytes=GIB), NODE_BYTES).memory_bytes < GIB / 4
+
+
 def test_the_fifth_of_equal_runs_is_sized_within_30_per_cent() -> None:
     size = runs(Sizing(), "train", [800, 810, 795, 805]).size(Ask("train"), NODE_BYTES)
     assert size.basis is Basis.CATEGORY

@@ -9,7 +9,7 @@ from mass.v1 import memory_pb2, rule_pb2, task_pb2, types_pb2
 
 from controller import wire
 from controller.core.cluster import Cluster
-from controller.core.explain import NodeRefusal, pending_reason
+from controller.core.explain import NodeRefusal, pending_reason, promise_bytes, state_reason
 from controller.core.explain_memory import step_text
 from controller.core.learning import Outcomes
 from controller.core.model import (
@@ -192,7 +192,7 @@ def node_view(
     message = types_pb2.Node(
         id=node.id,
         state=f"NODE_STATE_{record.state.value}",
-        state_reason="its agent has left" if record.has_left else "",
+        state_reason=state_reason(record, now_ns),
         scheduling=f"SCHEDULING_{node.scheduling.value}",
         scheduling_reason=node.scheduling_reason,
         scheduling_by=node.scheduling_by,
@@ -235,8 +235,7 @@ def node_view(
         promises = results.promises
         message.pressure = PRESSURES_SHOWN[int(promises.pressure[slot])]
         message.memory_foreign_bytes = int(promises.foreign[slot])
-        # What is left after the assignments of that cycle, which is what the next one has.
-        message.memory_promise_bytes = int(results.offers.promise[slot])
+        message.memory_promise_bytes = promise_bytes(results, record)
     return message
 
 

@@ -126,6 +126,7 @@ NODE_COLUMNS = (
     "PROMISE",
     "CPUS",
     "TASKS",
+    "REASON",
 )
 
 
@@ -144,6 +145,7 @@ def node_row(node: Node) -> list[str]:
         size_words(node.memory_promise_bytes),
         f"{node.cpus_used:g}/{node.cpus:g}",
         str(node.tasks_running),
+        "; ".join(filter(None, (node.state_reason, node.scheduling_reason))),
     ]
 
 

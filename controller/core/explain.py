@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from mass.units import size_words
+from mass.units import duration_text, size_words
 
 from controller.core.cluster import Cluster
 from controller.core.explain_memory import (
@@ -16,6 +16,7 @@ from controller.core.explain_memory import (
     size_of_waiting,
     step_text,
 )
+from controller.core.limits import SECOND_NS
 from controller.core.model import (
     NodeState,
     Preference,
@@ -199,7 +200,7 @@ def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list
                 code=code,
                 reason=reason,
                 requested_bytes=cluster.queue.shape_of(task).memory_request_bytes,
-                promise_bytes=int(results.offers.promise[slot]),
+                promise_bytes=promise_bytes(results, record),
                 foreign_used_bytes=int(results.promises.foreign[slot]),
                 reserved_bytes=int(cluster.ledger.reserved_bytes[slot]),
             )
@@ -290,6 +291,39 @@ def _why_closed(results: Results, record: NodeRecord) -> tuple[str, str]:
     return ("NOT_READY", not_ready) if not_ready else ("", "")
 
 
+def promise_bytes(results: Results, record: NodeRecord) -> int:
+    """Return what a node can promise after the assignments of the cycle; 0 if it is not there."""
+    return int(results.offers.promise[record.slot]) if record.is_heard else 0
+
+
+def state_reason(record: NodeRecord, now_ns: int) -> str:
+    """Return why a node is in its state, where more is known than its silence."""
+    if record.has_left:
+        return "its agent has left"
+    if record.stream is None:
+        heard = _seconds(now_ns - record.last_seen_ns)
+        return f"its agent is not connected, last heard {heard} ago"
+    return ""
+
+
+def _seconds(time_ns: int) -> str:
+    return duration_text(max(0, time_ns) // SECOND_NS * SECOND_NS)
+
+
+def _node_silent(cluster: Cluster, task: Task, now_ns: int) -> list[str]:
+    """Return what follows for a placed task where its node is not heard of."""
+    record = cluster.nodes[task.node_id]
+    if record.is_heard:
+        return []
+    silent_ns = now_ns - record.last_seen_ns
+    what = "silent" if record.stream is not None else "not connected"
+    return [
+        f"node {task.node_id} is {what} ({record.state.value}), last heard {_seconds(silent_ns)}"
+        f" ago; unless it comes back the attempt is given up in"
+        f" {_seconds(cluster.limits.lost_after_ns - silent_ns)}"
+    ]
+
+
 def _not_ready(results: Results, record: NodeRecord) -> str:
     """Return why a node that is enabled takes no tasks, "" where it does."""
     if record.stream is None:
@@ -304,7 +338,7 @@ def _not_ready(results: Results, record: NodeRecord) -> str:
     return ""
 
 
-def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str]:
+def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int) -> list[str]:
     """Return why a task is in its state, the most important first."""
     code, reason = pending_reason(cluster, results, task)
     lines = [f"task {task.id} is {task.state.value}" + (f": {reason}" if reason else "")]
@@ -325,6 +359,7 @@ def sentences(cluster: Cluster, results: Results | None, task: Task) -> list[str
         lines.append(_held_on_its_node(cluster, task))
     handle = cluster.reservations.get(task.id)
     if handle is not None:
+        lines += _node_silent(cluster, task, now_ns)
         entry = cluster.ledger.read(handle)
         lines.append(
             f"attempt {task.attempt} on node {task.node_id}: reserved"

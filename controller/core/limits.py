@@ -138,6 +138,11 @@ class Limits:
     # The pool; 0 derives it from nodes_max and the metrics kept.
     pool_bytes: int = 0
 
+    @property
+    def lost_after_ns(self) -> int:
+        """Return the silence after which an agent has ended all its attempts by itself."""
+        return self.attempt_lease_ns + self.cancel_grace_ns + self.lease_margin_ns
+
     def system_reserve_bytes(self, total_bytes: int) -> int:
         """Return what a machine of that size keeps for itself, in bytes."""
         return max(self.system_reserve_min_bytes, int(total_bytes * self.system_reserve_ratio))

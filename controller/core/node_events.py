@@ -92,19 +92,13 @@ def _refuse_impostor(cluster: Cluster, record: NodeRecord, event: NodeJoined) ->
     if record.task_ids:
         # On the same machine a new agent ends what the old one left; here nobody can, and the
         # attempts may not be given up before their lease has ended them.
-        left_s = (_lost_after_ns(cluster) - silent_ns) / 1e9
+        left_s = (cluster.limits.lost_after_ns - silent_ns) / 1e9
         raise NodeUnavailable(
             f"node '{event.node_id}' was another machine, where {len(record.task_ids)} attempts"
             f" may still run for {max(left_s, 0):.0f} s; try again then, or give this agent"
             " another --name",
             node=event.node_id,
         )
-
-
-def _lost_after_ns(cluster: Cluster) -> int:
-    """Return the silence after which an agent has ended all its attempts by itself."""
-    limits = cluster.limits
-    return limits.attempt_lease_ns + limits.cancel_grace_ns + limits.lease_margin_ns
 
 
 def _node(event: NodeJoined, before: Node | None) -> Node:
@@ -298,7 +292,6 @@ def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
     A node that is heard of again is brought back by `Cluster.touch`.
     """
     limits = cluster.limits
-    lost_after_ns = _lost_after_ns(cluster)
     commands: Commands = []
     for slot in cluster.table.silent_slots(now_ns - limits.node_unreachable_ns):
         node_id = cluster.table.ids[slot]
@@ -308,7 +301,7 @@ def watch_silence(cluster: Cluster, now_ns: int) -> Commands:
         down = record.has_left or silent_ns >= limits.node_down_ns
         record.state = NodeState.DOWN if down else NodeState.UNREACHABLE
         cluster.table.refresh_open(record)
-        if silent_ns >= lost_after_ns:
+        if silent_ns >= limits.lost_after_ns:
             reason = f"node {node_id} has been silent for {silent_ns // 1_000_000_000} s"
             for task_id in sorted(record.task_ids):
                 task = cluster.tasks[task_id]

@@ -39,6 +39,12 @@ class NodeRecord:
     capabilities: tuple[str, ...] = ()  # of its enforcement, from its last hello
     missing: tuple[tuple[int, int], ...] = ()  # (task id, attempt) its last hello did not name
 
+    @property
+    def is_heard(self) -> bool:
+        """Say whether its agent is there, as far as is known; a node without one takes nothing."""
+        silent = (NodeState.UNREACHABLE, NodeState.DOWN)
+        return self.stream is not None and self.state not in silent
+
 
 class NodeTable:
     """Numbers of every node by slot. All columns have nodes_max rows and never move."""

@@ -208,7 +208,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         results = self._engine.scheduler.displayed
         return task_pb2.ExplainTaskResponse(
             task=self._view(task),
-            sentences=explain.sentences(self._cluster, results, task),
+            sentences=explain.sentences(self._cluster, results, task, self._engine.now_ns()),
             refusals=[
                 views.refusal_view(refusal)
                 for refusal in explain.node_refusals(self._cluster, results, task)

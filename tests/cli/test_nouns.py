@@ -29,7 +29,7 @@ def test_nodes_are_a_table_over_all_pages(mass: Mass, fake: FakeController) -> N
     header, *rows = mass("node", "list").out.splitlines()
     assert header.split() == [
         "NODE", "STATE", "SCHEDULING", "PRESSURE", "USED/TOTAL", "FOREIGN", "RESERVED", "PROMISE",
-        "CPUS", "TASKS",
+        "CPUS", "TASKS", "REASON",
     ]  # fmt: skip
     assert [row.split()[0] for row in rows] == ["n1", "n2", "n3"]
     assert "3 GiB/8 GiB" in rows[0]

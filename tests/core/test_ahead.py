@@ -60,7 +60,9 @@ def test_brief_tasks_are_sent_ahead_up_to_a_bound_and_the_others_wait(world: Har
         sent = [c for c in world.commands if isinstance(c, SendAssignment)]
         assert [c.task.is_ahead for c in sent] == [False] * 2 + [True] * 2 * PER_CPU
         assert "until CPUs are free" in world.task(ids[2]).reason
-        why = explain.sentences(world.cluster, world.scheduler.displayed, world.task(ids[2]))
+        why = explain.sentences(
+            world.cluster, world.scheduler.displayed, world.task(ids[2]), world.now_ns
+        )
         assert why[:2] == [
             f"task {ids[2]} is ASSIGNED: waits on its node until CPUs are free: it was sent ahead"
             " of time",

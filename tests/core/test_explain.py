@@ -11,7 +11,8 @@ from controller.core.model import TaskAction
 
 
 def why(world: Harness, task_id: int) -> list[str]:
-    return explain.sentences(world.cluster, world.scheduler.displayed, world.task(task_id))
+    displayed = world.scheduler.displayed
+    return explain.sentences(world.cluster, displayed, world.task(task_id), world.now_ns)
 
 
 def refusals(world: Harness, task_id: int) -> list[NodeRefusal]:

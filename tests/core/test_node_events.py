@@ -13,6 +13,7 @@ from controller.core.commands import SendAssignment
 from controller.core.errors import LimitReached, PoolIsExhausted, ProtocolMismatch
 from controller.core.events import NodeLeft
 from controller.core.model import KnownAttempt, NodeState
+from controller.views import node_view
 
 
 def state(world: Harness, node: str) -> NodeState:
@@ -42,6 +43,19 @@ def test_silence_decides_the_state(silence: str, expected: str) -> None:
         assert state(world, "n1").value == expected
         world.sample("n1")
         assert state(world, "n1") is NodeState.READY
+
+
+def test_node_without_a_stream_says_so_at_once_and_promises_nothing() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        record = world.cluster.nodes["n1"]
+        for kept in (True, False):
+            world.advance("1s")
+            view = node_view(world.cluster, world.scheduler.displayed, record, world.now_ns)
+            assert bool(view.memory_promise_bytes) is kept
+            told = "" if kept else "its agent is not connected, last heard 2s ago"
+            assert view.state_reason == told
+            world.leave("n1")
 
 
 def test_end_of_a_replaced_stream_changes_nothing() -> None:

@@ -217,7 +217,7 @@ class History:
         self.check_waiting()
         results = world.scheduler.displayed
         for task in list(cluster.tasks.values())[:3]:
-            assert explain.sentences(cluster, results, task)
+            assert explain.sentences(cluster, results, task, world.now_ns)
             explain.node_refusals(cluster, results, task)
 
     def check_waiting(self) -> None:

@@ -342,7 +342,7 @@ class Story:
         results = world.scheduler.displayed
         refusals = explain.node_refusals(world.cluster, results, task)
         return [
-            *explain.sentences(world.cluster, results, task),
+            *explain.sentences(world.cluster, results, task, world.now_ns),
             *(f"{refusal.node_id} {refusal.code}: {refusal.reason}" for refusal in refusals),
         ]
 

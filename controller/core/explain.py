@@ -124,10 +124,15 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
 
 def _asks(results: Results, shape: Shape) -> str:
     """Return how much memory a shape asks, and of which nodes where not all will do."""
-    asks, least_bytes = f"asks {size_words(shape.memory_request_bytes)}", shape.node_min_bytes
+    return f"asks {size_words(shape.memory_request_bytes)}{_where(results, shape)}"
+
+
+def _where(results: Results, shape: Shape) -> str:
+    """Return which nodes a shape asks for, behind its size; "" where all will do."""
+    least_bytes = shape.node_min_bytes
     if least_bytes and (results.offers.capacity[results.offers.open] < least_bytes).any():
-        asks += f" on a node that can give the {size_words(least_bytes)} it declares"
-    return asks
+        return f" on a node that can give the {size_words(least_bytes)} it declares"
+    return ""
 
 
 def _if_open(cluster: Cluster, results: Results, shape: Shape) -> str:
@@ -194,12 +199,14 @@ def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list
         if slot >= results.count:
             continue
         code, reason = _refusal_of(cluster, results, task, record)
+        shape = cluster.queue.shape_of(task)
+        too_small = code == "TOO_SMALL"
         refusals.append(
             NodeRefusal(
                 node_id=node_id,
                 code=code,
                 reason=reason,
-                requested_bytes=cluster.queue.shape_of(task).memory_request_bytes,
+                requested_bytes=shape.capacity_bytes if too_small else shape.memory_request_bytes,
                 promise_bytes=promise_bytes(results, record),
                 foreign_used_bytes=int(results.promises.foreign[slot]),
                 reserved_bytes=int(cluster.ledger.reserved_bytes[slot]),
@@ -351,7 +358,8 @@ def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int
         lines.append(f"reason code {code}; {others} waiting")
         if task.reason_code == "REQUEUED":
             lines.append(f"it was queued again: {task.reason}")
-        lines += size_of_waiting(cluster, task)
+        where = _where(results, cluster.queue.shape_of(task)) if results is not None else ""
+        lines += size_of_waiting(cluster, task, where)
         if task.id in cluster.kept_slots:
             node_id = cluster.table.ids[cluster.kept_slots[task.id]]
             lines.append(f"node {node_id} is kept free for it, because others overtook it")

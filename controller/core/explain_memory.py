@@ -35,13 +35,16 @@ def request_text(task: Task) -> str:
     return size_words(spec.memory_request_bytes) if spec.memory_declared else "auto"
 
 
-def size_of_waiting(cluster: Cluster, task: Task) -> list[str]:
-    """Return what a waiting task would get now, and from which numbers; nothing if as declared."""
+def size_of_waiting(cluster: Cluster, task: Task, where: str) -> list[str]:
+    """Return what a waiting task would get now, and from which numbers; nothing if as declared.
+
+    `where` says which nodes it asks for, "" where all will do.
+    """
     need = cluster.need_of(task)
     if need is None:
         return []
     decision = cluster.learning.decide(need)
-    return [f"it would get {size_words(decision.size_bytes)} now, {decision.reason}"]
+    return [f"it would get {size_words(decision.size_bytes)} now{where}, {decision.reason}"]
 
 
 def size_of_placed(task: Task) -> list[str]:

@@ -347,6 +347,10 @@ def test_declaration_goes_to_a_node_that_can_give_it_until_something_is_learned(
         )
         of_small = explain.node_refusals(cluster, results, waiting)[1]
         assert of_small.reason == "asks 12 GiB, the node can give 7.6 GiB when empty"
+        assert of_small.requested_bytes == 12 * GIB
+        assert explain.sentences(cluster, results, waiting, world.now_ns)[2].startswith(
+            "it would get 4 GiB now on a node that can give the 12 GiB it declares, from declared: "
+        )
         world.sample("large")
         assert world.task(first).node_id == "large"
         assert world.task(first).memory_size_bytes == 4 * GIB

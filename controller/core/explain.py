@@ -112,7 +112,7 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "INTAKE_STOPPED": f"the guard of every node that could take it wants no new task now"
         f" ({asks})",
         "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
-        f" ({terms(results, slot)})",
+        f" ({terms(cluster, results, slot)})",
         "NO_NODE_WITH_CPUS": f"{cpus}, at most"
         f" {_cpus_free(results, shape):g} free on a node with the memory for it",
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
@@ -171,20 +171,24 @@ def _largest(results: Results) -> int:
     return int(offers.capacity[offers.open].max(initial=0))
 
 
-def terms(results: Results, slot: int) -> str:
+def terms(cluster: Cluster, results: Results, slot: int) -> str:
     """Return the sum that binds a node's promise, term by term."""
-    promises, offers = results.promises, results.offers
+    promises, offers, table = results.promises, results.offers, cluster.table
+    who = "tasks"
     if offers.own[slot] <= offers.machine[slot]:
         charged = int(offers.capacity[slot] - offers.own[slot])
+        who += " and reservations" if table.reservations[slot] else ""
         return (
-            f"own share: capacity {size_words(int(offers.capacity[slot]))} - tasks"
+            f"own share: capacity {size_words(int(offers.capacity[slot]))} - {who}"
             f" {size_words(charged)}; foreign_used {size_words(int(promises.foreign[slot]))}"
         )
     charged = int(promises.machine_charged[slot] + promises.machine[slot] - offers.machine[slot])
+    on_machine = table.machine == table.machine[slot]
+    who += " and reservations" if table.reservations[on_machine].any() else ""
     return (
         f"machine: total {size_words(int(promises.machine_total[slot]))} - system reserve"
         f" {size_words(int(promises.system_reserve[slot]))} - foreign_used"
-        f" {size_words(int(promises.foreign[slot]))} - tasks {size_words(charged)}"
+        f" {size_words(int(promises.foreign[slot]))} - {who} {size_words(charged)}"
     )
 
 
@@ -246,7 +250,7 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
         if refusal.node_id != node_id
     ]
     reason = f"it can promise {size_words(int(results.offers.promise[slot]))}"
-    return Plan(node_id, "", f"{reason} ({terms(results, slot)})", others)
+    return Plan(node_id, "", f"{reason} ({terms(cluster, results, slot)})", others)
 
 
 def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:
@@ -278,7 +282,7 @@ def _refusal_of(
         return "INTAKE_STOPPED", intake_stopped(cluster, results, record)
     if offers.promise[slot] < asks_bytes:
         promise = size_words(int(offers.promise[slot]))
-        return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(results, slot)})"
+        return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(cluster, results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
         return "CPUS", f"asks {_cpus(spec.cpus)}, {offers.cpus_free[slot]:g} free"
     if spec.gpus and offers.gpus_free[slot] < spec.gpus:

@@ -1,6 +1,6 @@
 """What each node can still promise: the smaller of two sums, and how near it is to its end.
 
-own share:   capacity - sum of max(reserved, used) over its tasks
+own share:   capacity - sum of max(reserved, used) over its tasks and reservations
 the machine: total - system reserve - foreign - the same sum over all nodes of the machine
 
 foreign is the machine's used memory less what tasks of any of its nodes use, so that two agents on

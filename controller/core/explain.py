@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from mass.units import duration_text, size_words
+from mass.units import duration_text, size_words, told_apart
 
 from controller.core.cluster import Cluster
 from controller.core.explain_memory import (
@@ -75,7 +75,8 @@ def _waits_for(cluster: Cluster, task: Task) -> str:
 
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
     shape = cluster.queue.shape_of(task)
-    asks = _asks(results, shape)
+    where = _where(results, shape)
+    asks = f"asks {size_words(shape.memory_request_bytes)}{where}"
     cpus, gpus = f"asks {_cpus(task.spec.cpus)}", f"asks {_gpus(task.spec.gpus)}"
     slot = refusal.best_slot
     if refusal.code == "RUNNING_LIMIT":
@@ -95,11 +96,11 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
     if refusal.code == "NO_NODE_READY" or slot is None:
         return f"no node is ready ({len(cluster.nodes)} known)"
     if refusal.code == "NO_NODE_LARGE_ENOUGH":
-        whole, largest = size_words(shape.capacity_bytes), size_words(_largest(results))
+        whole, largest = told_apart(shape.capacity_bytes, _largest(results))
         told = f"asks {whole}, the largest ready node can give {largest} when empty"
         return told + _if_open(cluster, results, shape)
     best = cluster.table.ids[slot]
-    promise = size_words(refusal.best_promise_bytes)
+    asked, promise = told_apart(shape.memory_request_bytes, refusal.best_promise_bytes)
     sentences = {
         "NO_NODE_MATCHES": f"no ready node fulfils its constraint: {task.spec.constraint}",
         "NO_NODE_WITH_THAT_MANY_GPUS": f"{gpus}, no ready node that fulfils its constraint has"
@@ -111,8 +112,8 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         f" ({asks})",
         "INTAKE_STOPPED": f"the guard of every node that could take it wants no new task now"
         f" ({asks})",
-        "NO_NODE_WITH_MEMORY": f"{asks}, the largest promise is {promise} on node {best}"
-        f" ({terms(cluster, results, slot)})",
+        "NO_NODE_WITH_MEMORY": f"asks {asked}{where}, the largest promise is {promise} on node"
+        f" {best} ({terms(cluster, results, slot)})",
         "NO_NODE_WITH_CPUS": f"{cpus}, at most"
         f" {_cpus_free(results, shape):g} free on a node with the memory for it",
         "NODE_KEPT_FOR_ANOTHER": f"{asks}, the node that could take it is kept free for a task"
@@ -120,11 +121,6 @@ def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) 
         "POOL_EXHAUSTED": "the controller's memory pool is full, no reservation can be made",
     }
     return sentences[refusal.code]
-
-
-def _asks(results: Results, shape: Shape) -> str:
-    """Return how much memory a shape asks, and of which nodes where not all will do."""
-    return f"asks {size_words(shape.memory_request_bytes)}{_where(results, shape)}"
 
 
 def _where(results: Results, shape: Shape) -> str:
@@ -265,15 +261,13 @@ def _refusal_of(
     offers, slot, spec = results.offers, record.slot, task.spec
     shape = cluster.queue.shape_of(task)
     asks_bytes = shape.memory_request_bytes
-    asks = size_words(asks_bytes)
     code, why = _why_closed(results, record)
     if code:
         return code, why
     if spec.constraint and not offers.matching(spec.constraint)[slot]:
         return "CONSTRAINT", f"it does not fulfil {spec.constraint}"
     if offers.capacity[slot] < shape.capacity_bytes:
-        capacity = size_words(int(offers.capacity[slot]))
-        whole = size_words(shape.capacity_bytes)
+        whole, capacity = told_apart(shape.capacity_bytes, int(offers.capacity[slot]))
         return "TOO_SMALL", f"asks {whole}, the node can give {capacity} when empty"
     if offers.blocked[slot]:
         names = [result.rule.name for result in results.rules if result.blocks(slot)]
@@ -281,7 +275,7 @@ def _refusal_of(
     if cluster.table.intake_stopped[slot]:
         return "INTAKE_STOPPED", intake_stopped(cluster, results, record)
     if offers.promise[slot] < asks_bytes:
-        promise = size_words(int(offers.promise[slot]))
+        asks, promise = told_apart(asks_bytes, int(offers.promise[slot]))
         return "MEMORY", f"asks {asks}, it can promise {promise} ({terms(cluster, results, slot)})"
     if offers.cpus_free[slot] < spec.cpus:
         return "CPUS", f"asks {_cpus(spec.cpus)}, {offers.cpus_free[slot]:g} free"

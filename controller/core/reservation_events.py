@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from mass.units import size_words
+from mass.units import told_apart
 
 from allocator.ledger import NoRoom
 from controller.core.cluster import Cluster
@@ -77,9 +77,9 @@ def _choose(cluster: Cluster, event: ReservationAsked) -> str:
 
 def _no_memory(event: ReservationAsked, node_id: str, promise_bytes: int) -> NoMemoryFree:
     which = "" if event.node_id else ", the one with the most memory left,"
+    asked, promise = told_apart(event.memory_bytes, max(0, promise_bytes))
     return NoMemoryFree(
-        f"the reservation asks {size_words(event.memory_bytes)}, node {node_id}{which} can promise"
-        f" {size_words(max(0, promise_bytes))}",
+        f"the reservation asks {asked}, node {node_id}{which} can promise {promise}",
         node=node_id,
         requested_bytes=event.memory_bytes,
         promise_bytes=max(0, promise_bytes),

@@ -49,6 +49,20 @@ def test_terms_add_up_after_later_assignments() -> None:
         world.cluster.reserve(world.cluster.tasks[1], 0)
 
 
+def test_sizes_that_read_alike_are_told_apart() -> None:
+    with Harness() as world:
+        world.ready("n1", total="10GiB", capacity="8GiB")
+        world.submit(spec((8 << 30) + 1), spec("1MiB"), spec("8GiB"))
+        asked = "asks 8 GiB (8,589,934,593 bytes)"
+        largest = "the largest ready node can give 8 GiB (8,589,934,592 bytes) when empty"
+        assert why(world, 1)[0] == f"task 1 is PENDING: {asked}, {largest}"
+        assert refusals(world, 1)[0].reason.startswith(asked)
+        assert (
+            "asks 8 GiB (8,589,934,592 bytes), the largest promise is 8 GiB (8,588"
+            in why(world, 3)[0]
+        )
+
+
 def test_task_that_no_cycle_has_seen_waits_for_one() -> None:
     with Harness() as world:
         world.submit(spec())

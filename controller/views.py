@@ -131,6 +131,8 @@ def task_view(cluster: Cluster, results: Results | None, task: Task) -> types_pb
         entry = cluster.ledger.read(handle)
         message.memory_reserved_bytes = entry.reserved_bytes
         message.memory_used_bytes = entry.used_bytes
+        if task.memory_peak_bytes:  # of an earlier attempt
+            message.memory_peak_bytes = max(task.memory_peak_bytes, entry.used_bytes)
     return message
 
 

@@ -8,6 +8,7 @@ from support.harness import SMALL, Harness
 from controller.core import explain
 from controller.core.explain import REFUSALS_SHOWN_MAX, NodeRefusal
 from controller.core.model import TaskAction
+from controller.views import task_view
 
 
 def why(world: Harness, task_id: int) -> list[str]:
@@ -102,6 +103,18 @@ def test_requeued_task_says_why_it_was_queued_again() -> None:
         assert [(r.code, r.reason) for r in refusals(world, 1)] == [
             ("CORDONED", "cordoned: new disk")
         ]
+
+
+def test_peak_of_an_earlier_attempt_is_never_below_what_is_used() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec("2GiB", retries=1))
+        world.ended(1, exit_code=3, peak="200MiB")
+        world.started(1)
+        for used in (100 << 20, 900 << 20):
+            world.sample("n1", tasks={1: used})
+            view = task_view(world.cluster, world.scheduler.displayed, world.task(1))
+            assert (view.memory_used_bytes, view.memory_peak_bytes) == (used, max(used, 200 << 20))
 
 
 def test_held_and_paused_tasks_name_the_command_that_lets_them_go() -> None:

@@ -351,7 +351,7 @@ def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int
         command, then = LET_GO[task.state]
         lines.append(f"'mass task {command} {task.label}' lets it {then}")
     if task.state is TaskState.PENDING:
-        waiting = len(cluster.queue)
+        waiting = len(cluster.queue) + len(cluster.delayed) + len(cluster.dependencies)
         others = "1 task is" if waiting == 1 else f"{waiting} tasks are"
         lines.append(f"reason code {code}; {others} waiting")
         if task.reason_code == "REQUEUED":

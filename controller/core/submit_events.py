@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from controller.core.arrays import array_indexes
 from controller.core.cluster import Cluster
 from controller.core.commands import Command, Reply, SaveSubmission, SaveTask
+from controller.core.control_events import REASONS
 from controller.core.dependencies import fulfils
 from controller.core.errors import LimitReached, OutcomeUnknown
 from controller.core.events import TasksSubmitted
 from controller.core.limits import Limits
-from controller.core.model import Dependency, Submission, Task, TaskSpec, TaskState
+from controller.core.model import Dependency, Submission, Task, TaskAction, TaskSpec, TaskState
 from controller.core.task_events import end
 
 Commands = list[Command]
@@ -111,9 +112,11 @@ def _numbered(spec: TaskSpec, places: Sequence[_Place]) -> TaskSpec:
 
 
 def _tasks(spec: TaskSpec, place: _Place, event: TasksSubmitted) -> list[Task]:
-    state = TaskState.HELD if spec.hold else TaskState.PENDING
+    state, code, reason = TaskState.PENDING, "", ""
+    if spec.hold:
+        state, (code, reason) = TaskState.HELD, REASONS[TaskAction.HOLD]
     if not place.indexes:
-        return [Task(place.id, spec, event.user, state, event.at_ns)]
+        return [Task(place.id, spec, event.user, state, event.at_ns, code, reason)]
     return [
         Task(
             place.id + offset,
@@ -121,6 +124,8 @@ def _tasks(spec: TaskSpec, place: _Place, event: TasksSubmitted) -> list[Task]:
             event.user,
             state,
             event.at_ns,
+            code,
+            reason,
             array_id=place.id,
             array_index=index,
         )

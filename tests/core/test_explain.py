@@ -122,7 +122,7 @@ def test_held_and_paused_tasks_name_the_command_that_lets_them_go() -> None:
         world.ready("n1")
         world.submit(spec(hold=True))
         assert why(world, 1) == [
-            "task 1 is HELD",
+            "task 1 is HELD: held by its user",
             "'mass task release 1' lets it be placed",
         ]
         world.control(TaskAction.RELEASE, 1)

@@ -68,9 +68,14 @@ def pending_reason(cluster: Cluster, results: Results | None, task: Task) -> tup
 
 def _waits_for(cluster: Cluster, task: Task) -> str:
     unmet = cluster.unmet(task)
-    shown = ", ".join(f"{wanted.task_id} ({wanted.kind.value})" for wanted in unmet[:10])
+    shown = ", ".join(f"{_label(cluster, i.task_id)} ({i.kind.value})" for i in unmet[:10])
     more = f" and {len(unmet) - 10} more" if len(unmet) > 10 else ""
     return f"waits for {shown}{more}"
+
+
+def _label(cluster: Cluster, thing_id: int) -> str:
+    task = cluster.tasks.get(thing_id)
+    return str(thing_id) if task is None else task.label
 
 
 def _sentence(cluster: Cluster, results: Results, task: Task, refusal: Refusal) -> str:
@@ -346,7 +351,7 @@ def _not_ready(results: Results, record: NodeRecord) -> str:
 def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int) -> list[str]:
     """Return why a task is in its state, the most important first."""
     code, reason = pending_reason(cluster, results, task)
-    lines = [f"task {task.id} is {task.state.value}" + (f": {reason}" if reason else "")]
+    lines = [f"task {task.label} is {task.state.value}" + (f": {reason}" if reason else "")]
     if task.state in LET_GO:
         command, then = LET_GO[task.state]
         lines.append(f"'mass task {command} {task.label}' lets it {then}")
@@ -380,7 +385,9 @@ def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int
             f" {request_text(task)}, {limit_text(task)}"
         )
         lines += size_of_placed(task)
-    lines += [f"guard: {step_text(step)}" for step in cluster.guard_log.of_task(task.id)]
+    lines += [
+        f"guard: {step_text(step, task.label)}" for step in cluster.guard_log.of_task(task.id)
+    ]
     return lines
 
 

@@ -58,8 +58,8 @@ def size_of_placed(task: Task) -> list[str]:
     return [line]
 
 
-def step_text(step: GuardStep) -> str:
-    """Return a step of a guard in a sentence with its numbers."""
+def step_text(step: GuardStep, label: str = "") -> str:
+    """Return a step of a guard in a sentence with its numbers; `label` names its task."""
     text = f"{step.kind.value} at {size_words(step.used_bytes)} of {size_words(step.limit_bytes)}"
     if step.growth_bytes_per_second > 0:
         text += f", growing by {size_words(int(step.growth_bytes_per_second))}/s"
@@ -67,5 +67,5 @@ def step_text(step: GuardStep) -> str:
         text += f", full in {step.seconds_to_full:.1f} s"
     if step.task_id:
         used = size_words(step.task_used_bytes)
-        text += f"; task {step.task_id} attempt {step.attempt} uses {used}"
+        text += f"; task {label or step.task_id} attempt {step.attempt} uses {used}"
     return f"{text} ({step.reason})" if step.reason else text

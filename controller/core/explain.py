@@ -9,12 +9,12 @@ from mass.units import duration_text, size_words, told_apart
 
 from controller.core.cluster import Cluster
 from controller.core.explain_memory import (
+    guard_lines,
     intake_stopped,
     limit_text,
     request_text,
     size_of_placed,
     size_of_waiting,
-    step_text,
 )
 from controller.core.limits import SECOND_NS
 from controller.core.model import (
@@ -385,10 +385,7 @@ def sentences(cluster: Cluster, results: Results | None, task: Task, now_ns: int
             f" {request_text(task)}, {limit_text(task)}"
         )
         lines += size_of_placed(task)
-    lines += [
-        f"guard: {step_text(step, task.label)}" for step in cluster.guard_log.of_task(task.id)
-    ]
-    return lines
+    return lines + guard_lines(cluster, task)
 
 
 def _held_on_its_node(cluster: Cluster, task: Task) -> str:

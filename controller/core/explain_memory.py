@@ -5,9 +5,12 @@ from __future__ import annotations
 from mass.units import size_words
 
 from controller.core.cluster import Cluster
+from controller.core.limits import MILLISECOND_NS, SECOND_NS
 from controller.core.model import GuardStep, GuardStepKind, Task
 from controller.core.nodes import NodeRecord
 from controller.core.results import Results
+
+STEPS_SHOWN_MAX = 5  # of the guard, about one task
 
 
 def intake_stopped(cluster: Cluster, results: Results, record: NodeRecord) -> str:
@@ -56,6 +59,23 @@ def size_of_placed(task: Task) -> list[str]:
     if task.memory_expected_peak_bytes and "expected peak" not in task.memory_reason:
         line += f"; expected peak {size_words(task.memory_expected_peak_bytes)}"
     return [line]
+
+
+def guard_lines(cluster: Cluster, task: Task) -> list[str]:
+    """Return what the guard did lately about a task, each with its time of day in UTC."""
+    steps = cluster.guard_log.of_task(task.id)
+    earlier = len(steps) - STEPS_SHOWN_MAX
+    lines = [f"guard: {earlier} earlier steps: mass events --last 0"] if earlier > 0 else []
+    for step in steps[-STEPS_SHOWN_MAX:]:
+        lines.append(f"{_time_of_day(step.taken_at_ns)}  guard: {step_text(step, task.label)}")
+    return lines
+
+
+def _time_of_day(at_ns: int) -> str:
+    """Return an instant's time in UTC to the millisecond, as in a list of events."""
+    seconds, rest_ns = divmod(at_ns, SECOND_NS)
+    minutes, hours = seconds // 60 % 60, seconds // 3600 % 24
+    return f"{hours:02}:{minutes:02}:{seconds % 60:02}.{rest_ns // MILLISECOND_NS:03}Z"
 
 
 def step_text(step: GuardStep, label: str = "") -> str:

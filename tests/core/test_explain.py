@@ -6,8 +6,9 @@ from support.builders import spec
 from support.harness import SMALL, Harness
 
 from controller.core import explain
+from controller.core.events import GuardActed
 from controller.core.explain import REFUSALS_SHOWN_MAX, NodeRefusal
-from controller.core.model import TaskAction
+from controller.core.model import GuardStep, GuardStepKind, TaskAction
 from controller.views import task_view
 
 
@@ -115,6 +116,20 @@ def test_peak_of_an_earlier_attempt_is_never_below_what_is_used() -> None:
             world.sample("n1", tasks={1: used})
             view = task_view(world.cluster, world.scheduler.displayed, world.task(1))
             assert (view.memory_used_bytes, view.memory_peak_bytes) == (used, max(used, 200 << 20))
+
+
+def test_newest_steps_of_the_guard_are_told_with_their_times() -> None:
+    with Harness() as world:
+        world.ready("n1")
+        world.submit(spec())
+        numbers = (0, 0, 0.0, None, None, 0, "")
+        for second in range(7):
+            at_ns = (86_400 + 3_723 + second) * 1_000_000_000 + 45_000_000
+            step = GuardStep(at_ns, GuardStepKind.ASK, 1, 1, *numbers)
+            world.turn(GuardActed(world.now_ns, "n1", (step,)))
+        told = [line for line in why(world, 1) if "guard" in line]
+        assert told[0] == "guard: 2 earlier steps: mass events --last 0"
+        assert [line[:20] for line in told[1:]] == [f"01:02:0{n}.045Z  guard" for n in range(5, 10)]
 
 
 def test_held_and_paused_tasks_name_the_command_that_lets_them_go() -> None:

@@ -164,7 +164,8 @@ async def test_steps_of_a_guard_are_told_with_their_numbers(served: Served) -> N
     )
 
     async def told() -> bool:
-        return f"guard: {text}" in (await explained(served, task_id)).sentences
+        sentences = (await explained(served, task_id)).sentences
+        return f"00:00:01.000Z  guard: {text}" in sentences
 
     await becomes(told)
     nodes: Any = node_pb2_grpc.NodeServiceStub(served.channel)

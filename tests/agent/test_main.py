@@ -135,6 +135,7 @@ async def test_a_task_that_outgrows_its_limit_is_told_apart_from_one_that_kills_
         assert (killed.signal, killed.oom_kill_count) == (signal.SIGKILL, 0)
         assert killed.oom_cause == types_pb2.OOM_CAUSE_UNSPECIFIED
         told = len(stream.samples())  # the next one may have been measured before the end
+        stream.send(assign(3, command=list(eater(200, 1))))  # while nothing moves none is sent
         await stream.until(lambda: len(stream.samples()) >= told + 2)
         assert not any(sample.oom_kills for sample in stream.samples())
 

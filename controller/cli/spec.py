@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from mass.units import told_apart
 from mass.v1 import types_pb2
 
+from controller.cli.selectors import LAST
 from controller.cli.units import parse_duration, parse_size
 from controller.core.arrays import array_indexes
 from controller.core.constraint import parse_constraint
@@ -77,6 +78,23 @@ def spec_of(values: Mapping[str, Value]) -> types_pb2.TaskSpec:
             f"mem-limit {limit} is below mem {request}; raise the limit or lower the request"
         )
     return spec
+
+
+def settle_after(
+    spec: types_pb2.TaskSpec, newest: Callable[[], str], keys: Collection[str] | None = None
+) -> None:
+    """Put the id that `newest` answers in the place of `last`; `keys` are those of a file's lines.
+
+    Raises:
+        InvalidRequest: it is to wait for what is neither an id nor such a key.
+    """
+    for wanted in spec.after:
+        if not wanted.key or wanted.key in (keys or ()):
+            continue
+        if wanted.key != LAST:
+            known = "12 or last" if keys is None else "12, last or the key of a line"
+            raise InvalidRequest(f"after '{wanted.key[:80]}' is no task; write {known}")
+        wanted.key, wanted.task_id = "", newest()
 
 
 def parse_environment(pairs: Sequence[str]) -> dict[str, str]:

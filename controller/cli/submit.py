@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -88,7 +89,9 @@ ArrayOption = Annotated[
 ]
 AfterOption = Annotated[
     list[str] | None,
-    typer.Option("--after", metavar="ID[:ok|any|fail]", help="Wait for a task; repeatable."),
+    typer.Option(
+        "--after", metavar="ID[:ok|any|fail]", help="Wait for a task: 12, last; repeatable."
+    ),
 ]
 ConstraintOption = Annotated[
     str | None,
@@ -153,7 +156,7 @@ def submit(
     values = _given(locals())
     with open_session(controller, insecure, output) as session:
         if from_file is None:
-            specs = [_spec(values)]
+            specs = [_spec(session, values)]
         elif values:
             raise InvalidRequest(
                 f"--from takes everything from the file; leave out {', '.join(values)}"
@@ -161,7 +164,7 @@ def submit(
         else:
             from controller.cli.submitfile import read_specs
 
-            specs = read_specs(from_file)
+            specs = read_specs(from_file, _newest(session))
         if dry_run:
             print_plans(session, specs)
             return
@@ -200,7 +203,7 @@ def run(
     """Submit a task, show its output, and end with its exit code. Ctrl-C cancels it."""
     values = _given(locals())
     with open_session(controller, insecure, output) as session:
-        spec = _spec(values)
+        spec = _spec(session, values)
         from controller.cli.follow import Canceller, end_line, run_to_end
 
         canceller = Canceller(session)
@@ -244,12 +247,22 @@ def _given(parameters: Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def _spec(values: dict[str, Value]) -> TaskSpec:
+def _spec(session: Session, values: dict[str, Value]) -> TaskSpec:
     if "command" not in values:
         raise InvalidRequest("no command; write it after the flags: mass submit -- COMMAND...")
-    from controller.cli.spec import spec_of
+    from controller.cli.spec import settle_after, spec_of
 
-    return spec_of(values)
+    spec = spec_of(values)
+    settle_after(spec, _newest(session))
+    return spec
+
+
+def _newest(session: Session) -> Callable[[], str]:
+    """Return what asks for the newest task, once."""
+    from controller.cli.selectors import LAST
+    from controller.cli.tasks import select
+
+    return cache(lambda: select(session, [LAST])[0])
 
 
 def _report_submitted(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mass.units import size_words
 from mass.v1 import types_pb2
 
-from controller.cli.spec import Value, spec_of
+from controller.cli.spec import Value, settle_after, spec_of
 from controller.core.errors import InvalidRequest
 
 TASKS_MAX = 10_000  # one call, one transaction
@@ -23,8 +23,10 @@ LINE_BYTES_MAX = 1 << 20
 STANDARD_INPUT = "-"
 
 
-def read_specs(path: str) -> list[types_pb2.TaskSpec]:
+def read_specs(path: str, newest: Callable[[], str]) -> list[types_pb2.TaskSpec]:
     """Return the tasks of a file, or of standard input for `-`, in order; blank lines are skipped.
+
+    `newest` answers for the task called `last`.
 
     Raises:
         InvalidRequest: the file cannot be read, holds no task or more than 10,000, or a line is
@@ -40,19 +42,21 @@ def read_specs(path: str) -> list[types_pb2.TaskSpec]:
             except OSError as error:
                 raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
             lines = _bounded_lines(file.readline)
-        specs = parse_specs(lines, source)
+        specs = parse_specs(lines, source, newest)
     if not specs:
         raise InvalidRequest(f"{source} holds no task; write one JSON object in each line")
     return specs
 
 
-def parse_specs(lines: Iterable[bytes], source: str) -> list[types_pb2.TaskSpec]:
+def parse_specs(
+    lines: Iterable[bytes], source: str, newest: Callable[[], str]
+) -> list[types_pb2.TaskSpec]:
     """Return the tasks in the lines.
 
     Raises:
         InvalidRequest: a line is wrong, or there are more than 10,000 tasks.
     """
-    specs: list[types_pb2.TaskSpec] = []
+    specs: dict[int, types_pb2.TaskSpec] = {}  # by line
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -62,11 +66,21 @@ def parse_specs(lines: Iterable[bytes], source: str) -> list[types_pb2.TaskSpec]
                 "transaction, so split the file",
                 tasks_max=TASKS_MAX,
             )
-        try:
-            specs.append(spec_of(_parse_object(line)))
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{source}, line {number}: {error.message}", line=number) from None
-    return specs
+        with _naming(source, number):
+            specs[number] = spec_of(_parse_object(line))
+    keys = {spec.key for spec in specs.values()}
+    for number, spec in specs.items():
+        with _naming(source, number):
+            settle_after(spec, newest, keys)
+    return list(specs.values())
+
+
+@contextmanager
+def _naming(source: str, number: int) -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{source}, line {number}: {error.message}", line=number) from None
 
 
 def _bounded_lines(read_line: Callable[[int], bytes]) -> Iterable[bytes]:

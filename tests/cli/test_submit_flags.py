@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from cli.conftest import Mass
-from cli.fake_controller import FakeController
+from cli.fake_controller import FakeController, task
 from mass.v1 import types_pb2
 
 
@@ -29,6 +30,48 @@ def test_dependencies_are_sent_with_their_kinds(mass: Mass, fake: FakeController
         ("13", types_pb2.DEPENDENCY_KIND_ANY),
         ("14", types_pb2.DEPENDENCY_KIND_FAIL),
     ]
+
+
+def test_after_last_names_the_newest_task(mass: Mass, fake: FakeController) -> None:
+    fake.tasks["7"], fake.tasks["6"] = task("7", "RUNNING"), task("6", "RUNNING")
+    (after,) = sent(mass, fake, "--after", "last:any").after
+    assert (after.task_id, after.key, after.kind) == ("7", "", types_pb2.DEPENDENCY_KIND_ANY)
+
+
+def test_after_last_needs_a_task(mass: Mass) -> None:
+    outcome = mass("submit", "--after", "last", "--", "true")
+    assert (outcome.code, outcome.err) == (
+        3,
+        "mass: there is no last task: none was submitted yet\n",
+    )
+
+
+def test_lines_of_a_file_wait_for_keys_before_the_newest_task(
+    mass: Mass, fake: FakeController, tmp_path: Path
+) -> None:
+    fake.tasks["7"] = task("7", "RUNNING")
+    file = tmp_path / "tasks"
+    line = '{"command": ["a"], "key": "%s", "after": ["last", "b"]}\n'
+    file.write_text(line % "a" + line % "b")
+    mass("submit", "--from", str(file))
+    file.write_text(line % "last" + line % "b")
+    mass("submit", "--from", str(file))
+    afters = [[(w.task_id, w.key) for w in spec.after] for r in fake.submits for spec in r.tasks]
+    assert afters == [[("7", ""), ("", "b")]] * 2 + [[("", "last"), ("", "b")]] * 2
+
+
+def test_after_what_is_no_task_says_what_may_stand_there(
+    mass: Mass, fake: FakeController, tmp_path: Path
+) -> None:
+    outcome = mass("submit", "--after", "prepare", "--", "true")
+    assert outcome.err == "mass: after 'prepare' is no task; write 12 or last\n"
+    file = tmp_path / "tasks"
+    file.write_text('{"command": ["a"]}\n\n{"command": ["b"], "after": "prepare"}\n')
+    outcome = mass("submit", "--from", str(file))
+    assert outcome.err == (
+        f"mass: {file}, line 3: after 'prepare' is no task; write 12, last or the key of a line\n"
+    )
+    assert (outcome.code, fake.submits) == (2, [])
 
 
 def test_node_wishes_are_sent(mass: Mass, fake: FakeController) -> None:

@@ -93,7 +93,8 @@ def _parse_object(line: bytes) -> dict[str, Value]:
     if len(line) > LINE_BYTES_MAX:
         raise InvalidRequest(f"longer than {size_words(LINE_BYTES_MAX)}")
     try:
-        value = json.loads(line.decode(), object_pairs_hook=_without_duplicates)
+        # Without the line's end, behind which column 1 would begin again.
+        value = json.loads(line.decode().rstrip(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError:
         raise InvalidRequest("not valid UTF-8") from None
     except json.JSONDecodeError as error:

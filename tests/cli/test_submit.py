@@ -195,6 +195,7 @@ def test_waiting_for_many_gives_the_first_code_that_failed(
     ("line", "message"),
     [
         ("{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+        ('{"command": ["a"], "mem": "1"\n', "not JSON: Expecting ',' delimiter at column 30"),
         ("[]", 'not a JSON object; write for example {"command": ["sleep", "1"]}'),
         ("[" * 100_000, "not a task: nested too deeply"),
         ('{"mem": "1GiB"}', "no command; it is the program and its arguments"),

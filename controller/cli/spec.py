@@ -152,7 +152,8 @@ def _cpus(key: str, value: Value) -> float:
         raise InvalidRequest(f"{key} must be a number")
     # Written so that NaN is refused too.
     if not 0 < value <= CPUS_MAX:
-        raise InvalidRequest(f"{key} {value} must be above 0 and at most {CPUS_MAX:g}")
+        typed = str(value).removesuffix(".0")  # a flag's 0 comes as 0.0
+        raise InvalidRequest(f"{key} {typed} must be above 0 and at most {CPUS_MAX:g}")
     return float(value)
 
 

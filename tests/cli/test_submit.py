@@ -89,7 +89,7 @@ def test_relative_directory_is_taken_from_here(
         (["--mem", "512"], "memory '512' has no unit; write 512MiB or 512MB"),
         (["--mem-limit", "512"], "memory limit '512' has no unit; write 512MiB or 512MB"),
         (["-t", "10"], "time '10' has no unit; write 10s or 10m"),
-        (["-c", "0"], "cpus 0.0 must be above 0 and at most 4096"),
+        (["-c", "0"], "cpus 0 must be above 0 and at most 4096"),
         (["-c", "nan"], "cpus nan must be above 0 and at most 4096"),
         (["--retries", "-1"], "retries -1 must be between 0 and 100"),
         (["--priority", "1000001"], "priority 1000001 must be between -1000000 and 1000000"),

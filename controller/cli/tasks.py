@@ -386,7 +386,7 @@ def select_some(
         has = [f"the name '{name}'"] if name else []
         has += [f"the state {' or '.join(map(str.upper, states))}"] if states else []
         raise NotFound(f"{which} has {' and '.join(has)}")
-    return [task.id for task in tasks]
+    return [task.id for task in reversed(tasks)]  # the newest came first
 
 
 def select(session: Session, texts: list[str]) -> list[str]:

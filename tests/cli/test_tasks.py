@@ -311,7 +311,7 @@ def test_wait_by_name_counts_those_that_have_ended_before(mass: Mass, fake: Fake
     holding(fake, task("1", "SUCCEEDED"), task("2", "FAILED", exit_code=7), task("3"))
     fake.tasks["3"].spec.name = "other"
     outcome = mass("task", "wait", "--name", "sleep")
-    assert (outcome.code, outcome.out) == (7, "task 2 FAILED\ntask 1 SUCCEEDED\n")
+    assert (outcome.code, outcome.out) == (7, "task 1 SUCCEEDED\ntask 2 FAILED\n")
     fake.tasks["2"] = task("2", "SUCCEEDED")
     assert mass("task", "wait", "--name", "sleep").code == 0
     newest = mass("task", "wait", "--name", "sleep", "--since", "1h")

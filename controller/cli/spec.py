@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mass.units import told_apart
@@ -24,6 +25,7 @@ PRIORITY_MAX = 1_000_000
 CPUS_MAX = 4_096.0
 RETRIES_MAX = 100
 GPUS_MAX = 1_024
+INPUT_FILES_MAX = 100_000  # below one directory: about a second of looking
 ARRAY_ELEMENTS_MAX = 100_000
 DEPENDENCY_KINDS = {
     "ok": types_pb2.DEPENDENCY_KIND_OK,
@@ -217,16 +219,39 @@ def _constraint(key: str, value: Value) -> str:
 
 
 def _inputs(key: str, value: Value) -> int:
-    """Return the sum of the sizes of files here; they must be there."""
+    """Return the sum of the sizes of files here, and of those below directories; they must be
+    there."""
     paths = value if isinstance(value, list) else [value]
     total = 0
     for path in paths:
         try:
-            total += os.stat(_text(key, path)).st_size
+            is_directory = os.path.isdir(_text(key, path))
+            total += _bytes_below(key, path) if is_directory else os.stat(path).st_size
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InvalidRequest(f"{key} '{path}' cannot be looked at: {reason}") from error
+            place, reason = path, str(error)
+            if isinstance(error, OSError):
+                place, reason = error.filename, str(error.strerror)
+            raise InvalidRequest(f"{key} '{place}' cannot be looked at: {reason}") from error
     return total
+
+
+def _bytes_below(key: str, directory: str) -> int:
+    """Return the sum of the sizes of the files below a directory, links to files followed."""
+    total = count = 0
+    for parent, directories, names in os.walk(directory, onerror=_refuse):
+        count += len(directories) + len(names)
+        if count > INPUT_FILES_MAX:
+            raise InvalidRequest(
+                f"{key} '{directory}' holds more than {INPUT_FILES_MAX:,} files; say input-size"
+            )
+        for name in names:
+            with suppress(FileNotFoundError):  # a link to nothing, or removed meanwhile
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _preference(key: str, value: Value) -> Value:

@@ -42,7 +42,7 @@ MemExactOption = Annotated[
 ]
 InputOption = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="FILE", help="What it reads; its size tells; repeatable."),
+    typer.Option("--input", metavar="PATH", help="What it reads; its size tells; repeatable."),
 ]
 InputSizeOption = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="The size of what it reads.")

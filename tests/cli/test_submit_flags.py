@@ -10,6 +10,8 @@ from cli.conftest import Mass
 from cli.fake_controller import FakeController, task
 from mass.v1 import types_pb2
 
+from controller.cli import spec
+
 
 def sent(mass: Mass, fake: FakeController, *flags: str) -> types_pb2.TaskSpec:
     outcome = mass("submit", *flags, "--", "true")
@@ -106,3 +108,29 @@ def test_preference_of_a_file_is_not_undone_by_a_false(mass: Mass, fake: FakeCon
     line = json.dumps({"command": ["true"], "pack": True, "spread": False})
     assert mass("submit", "--from", "-", stdin=line).code == 0
     assert fake.submits[0].tasks[0].preference == types_pb2.PREFERENCE_PACK
+
+
+def test_input_that_is_a_directory_counts_the_files_below_it(
+    mass: Mass, fake: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = tmp_path / "data" / "below"
+    below.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(b"x" * 100_000)
+    (tmp_path / "data" / "a").write_bytes(b"x" * 2_000)
+    (below / "b").write_bytes(b"x" * 30_000)
+    (below / "link").symlink_to(tmp_path / "elsewhere")
+    (below / "circle").symlink_to(tmp_path)
+    (below / "nowhere").symlink_to(tmp_path / "none")
+    data = str(tmp_path / "data")
+    assert sent(mass, fake, "--input", data).input_bytes == 132_000
+    monkeypatch.setattr(spec, "INPUT_FILES_MAX", 5)
+    outcome = mass("submit", "--input", data, "--", "true")
+    assert (outcome.code, outcome.err) == (
+        2,
+        f"mass: input '{data}' holds more than 5 files; say input-size\n",
+    )
+
+
+def test_input_that_is_not_there_is_named(mass: Mass) -> None:
+    outcome = mass("submit", "--input", "/none", "--", "true")
+    assert outcome.err == "mass: input '/none' cannot be looked at: No such file or directory\n"

@@ -250,8 +250,12 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
         for refusal in refusals
         if refusal.node_id != node_id
     ]
-    reason = f"it can promise {size_words(int(results.offers.promise[slot]))}"
-    return Plan(node_id, "", f"{reason} ({terms(cluster, results, slot)})", others)
+    promise = f"it can promise {size_words(int(results.offers.promise[slot]))}"
+    size = size_of_waiting(cluster, task) or [
+        f"it would get {size_words(shape.memory_request_bytes)}, as declared"
+    ]
+    reason = "; ".join([f"{promise} ({terms(cluster, results, slot)})", *size])
+    return Plan(node_id, "", reason, others)
 
 
 def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:

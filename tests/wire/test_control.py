@@ -86,9 +86,11 @@ async def test_plan_names_the_node_and_why_not_the_others_and_queues_nothing(
     answer = await plan(served, memory_request_bytes=4 * GIB, memory_exact=True)
     assert (answer.node_id, answer.reason_code) == ("large", "")
     assert answer.reason.startswith("it can promise 6.6 GiB (")
+    assert answer.reason.endswith("); it would get 4 GiB, as declared")
     ((node_id, code),) = [(one.node_id, one.reason_code) for one in answer.refusals]
     assert (node_id, code) == ("small", "TOO_SMALL")
     answer = await plan(served)
+    assert "); it would get 341.3 MiB now, from default: nothing is declared" in answer.reason
     assert [(r.node_id, r.reason_code) for r in answer.refusals] == [("small", "LESS_SUITED")]
     assert (await plan(served, preference="PREFERENCE_PACK")).node_id == "small"
     assert await listed(served) == []

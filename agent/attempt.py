@@ -127,6 +127,7 @@ class Ended:
     timed_out: bool
     stopped: bool
     guard: GuardStep | None = None  # the guard's step that ended it
+    agent_stopped: bool = False  # stopped, and the agent was told to end
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,9 +280,7 @@ class Lifecycle:
             asked=attempt.asked,
             ended_by_agent=attempt.stopped or attempt.timed_out or attempt.unwanted,
         )
-        self._finish(
-            attempt, Ended(event.outcome, cause, attempt.timed_out, attempt.stopped, guard)
-        )
+        self._finish(attempt, event.outcome, cause, guard)
 
     def stop_waiting(self, attempt: Attempt, event: Keyed) -> None:
         """End an attempt that has not been given to the runner yet."""
@@ -411,9 +409,13 @@ class Lifecycle:
         self, attempt: Attempt, error: str, cause: OomCause = OomCause.UNSPECIFIED
     ) -> None:
         outcome = Outcome(start_error=error, ended_at_ns=self._now_ns)
-        self._finish(attempt, Ended(outcome, cause, attempt.timed_out, attempt.stopped))
+        self._finish(attempt, outcome, cause)
 
-    def _finish(self, attempt: Attempt, end: Ended) -> None:
+    def _finish(
+        self, attempt: Attempt, outcome: Outcome, cause: OomCause, guard: GuardStep | None = None
+    ) -> None:
+        stopped = attempt.stopped
+        end = Ended(outcome, cause, attempt.timed_out, stopped, guard, stopped and self._leaving)
         self._commands.append(Disarm(attempt.key))
         self._give_cpus_back(attempt)
         attempt.assignment = None

@@ -191,6 +191,8 @@ def _encode(key: Key, ended: Ended) -> bytes:
         "timed_out": ended.timed_out,
         "stopped": ended.stopped,
     }
+    if ended.agent_stopped:
+        values["agent_stopped"] = True
     if (step := ended.guard) is not None:
         shown = {name: getattr(step, name) for name in _STEP_FIELDS}
         values["guard"] = shown | {"kind": step.kind.value}
@@ -209,7 +211,8 @@ def _decode(line: bytes) -> tuple[Key, Ended | None]:
     cause = OomCause(values.pop("oom_cause"))
     timed_out, stopped = bool(values.pop("timed_out")), bool(values.pop("stopped"))
     guard = _step(values.pop("guard", None))
-    return key, Ended(Outcome(**values), cause, timed_out, stopped, guard)
+    agent_stopped = bool(values.pop("agent_stopped", False))
+    return key, Ended(Outcome(**values), cause, timed_out, stopped, guard, agent_stopped)
 
 
 def _step(values: dict[str, Any] | None) -> GuardStep | None:

@@ -338,6 +338,7 @@ def encode_report(
         ended_at=_timestamp(outcome.ended_at_ns),
         timed_out=ended.timed_out,
         stopped=ended.stopped,
+        agent_stopped=ended.agent_stopped,
         start_error=outcome.start_error[:ERROR_LENGTH_MAX],
         guard=None if ended.guard is None else _guard_step(ended.guard),
     )

@@ -349,6 +349,7 @@ def report(
         ended_at_ns=_instant("report.ended.ended_at", ended.ended_at) or at_ns,
         timed_out=ended.timed_out,
         stopped=ended.stopped,
+        agent_stopped=ended.agent_stopped,
         start_error=ended.start_error[:1_000],
         stdout_tail=ended.stdout_tail[-OUTPUT_BYTES_MAX:],
         stderr_tail=ended.stderr_tail[-OUTPUT_BYTES_MAX:],

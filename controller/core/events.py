@@ -131,6 +131,7 @@ class AttemptEnded:
     stream: int | None = None  # as in AttemptStarted
     error_text: str = ""  # what the task wrote to its MASS_ERROR_FILE
     guard_reason: str = ""  # why the node's guard ended it
+    agent_stopped: bool = False  # stopped, because its agent was told to end
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,8 @@ def judge(task: Task, event: AttemptEnded) -> tuple[TaskState, str, str]:
     if event.stopped and task.is_ahead and not event.started_at_ns:
         return TaskState.LOST, AHEAD, f"node {task.node_id} gave it back before it had CPUs for it"
     if event.stopped:
-        return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} ended it unasked"
+        why = "was stopped" if event.agent_stopped else "ended it unasked"
+        return TaskState.LOST, "NODE_LOST", f"the agent of node {task.node_id} {why}"
     if event.exit_code == 0:
         return TaskState.SUCCEEDED, "", ""
     return (TaskState.FAILED, *_failure(event.exit_code, event.signal))

@@ -204,7 +204,7 @@ def test_an_end_carries_both_tails_and_how_it_ended() -> None:
         started_at_ns=1_000_000_001,
         ended_at_ns=2_000_000_002,
     )
-    event = Ended(outcome, OomCause.OWN_LIMIT, timed_out=False, stopped=True)
+    event = Ended(outcome, OomCause.OWN_LIMIT, timed_out=False, stopped=True, agent_stopped=True)
     message = wire.encode_report(Report(4, (1, 2), event), tail)
     assert (message.sequence, message.task_id, message.attempt) == (4, 1, 2)
     end = message.ended
@@ -216,7 +216,7 @@ def test_an_end_carries_both_tails_and_how_it_ended() -> None:
         2_000_000_002,
     )
     assert (end.stdout_tail, end.stderr_tail) == (b"(1, 2) 1", b"(1, 2) 2")
-    assert (end.stopped, end.timed_out) == (True, False)
+    assert (end.stopped, end.agent_stopped, end.timed_out) == (True, True, False)
 
 
 def test_an_attempt_that_never_ran_has_no_start_and_no_output() -> None:

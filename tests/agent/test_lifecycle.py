@@ -329,6 +329,17 @@ def test_a_leaving_agent_stops_everything_and_holds_new_assignments_back_until_t
     feed(lifecycle, Exited(KEY, DONE), Leaving(0))
     assert ended(lifecycle, (8, 1)).stopped
     assert ended(lifecycle, (8, 1)).outcome.start_error == ""
+    assert ended(lifecycle).agent_stopped
+    assert ended(lifecycle, (8, 1)).agent_stopped
+
+
+def test_what_ends_by_itself_or_by_a_lost_lease_was_not_ended_by_an_agent_that_is_stopped() -> None:
+    lifecycle = lifecycle_in(State.RUNNING)
+    feed(lifecycle, Exited(KEY, DONE), Leaving(0))
+    assert not ended(lifecycle).agent_stopped
+    lifecycle = lifecycle_in(State.RUNNING)
+    feed(lifecycle, LeaseLost(), Exited(KEY, DONE))
+    assert (ended(lifecycle).stopped, ended(lifecycle).agent_stopped) == (True, False)
 
 
 def test_an_attempt_that_the_guard_killed_ends_with_the_guards_step() -> None:

@@ -18,7 +18,9 @@ END = Ended(
     timed_out=True,
     stopped=False,
 )
-KILLED = Ended(Outcome(signal=9), OomCause.UNSPECIFIED, timed_out=False, stopped=True)
+KILLED = Ended(
+    Outcome(signal=9), OomCause.UNSPECIFIED, timed_out=False, stopped=True, agent_stopped=True
+)
 
 STEP = GuardStep(
     5, GuardStepKind.KILL, (4, 2), 95, 100, 1.5, 0.25, 3.0, task_memory_used_bytes=40, reason="é"

@@ -82,6 +82,18 @@ async def test_drain_waits_for_tasks_and_ends_them_at_its_deadline(served: Serve
     assert (await scheduling(served)).scheduling == types_pb2.SCHEDULING_DRAINED
 
 
+async def test_task_whose_agent_was_stopped_says_so(served: Served) -> None:
+    stream = await joined_ready(served)
+    (task_id,) = await submit(served)
+    await running(served, stream, task_id)
+    ended = agent_pb2.AttemptEnded(signal=15, stopped=True, agent_stopped=True)
+    report = agent_pb2.Report(sequence=2, task_id=1, attempt=1, ended=ended)
+    await stream.write(agent_pb2.AgentMessage(reports=agent_pb2.ReportBatch(reports=[report])))
+    assert (await stream.read()).acknowledgement.sequence == 2
+    why = "attempt 1 was lost: the agent of node node-1 was stopped"
+    assert served.cluster.tasks[1].reason == why
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [

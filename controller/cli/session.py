@@ -119,6 +119,8 @@ def new_group(help_text: str, completion: bool = False) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=completion,
+        # Shown with each mistake: a command's options stand behind it.
+        subcommand_metavar="COMMAND [ITS OPTIONS] [ARGS]...",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 

@@ -32,3 +32,13 @@ def test_help_ends_with_the_examples_of_its_command(mass: Mass, path: str) -> No
     shown = mass(*path.split(), "-h").out
     assert shown.rstrip().endswith("\n".join(f"    {line}" for line in EXAMPLES[path]))
     assert "\n  Examples:\n" in shown
+
+
+@pytest.mark.parametrize("words", [["-o", "json", "task", "list"], ["task", "-o", "json", "list"]])
+def test_option_before_its_command_is_told_where_options_stand(
+    mass: Mass, words: list[str]
+) -> None:
+    outcome = mass(*words)
+    assert outcome.code == 2
+    assert "COMMAND [ITS OPTIONS]" in outcome.err
+    assert "No such option: -o" in outcome.err

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from controller.cli.categories import COLUMNS
 from controller.cli.commands import app
 from controller.cli.spec import KEYS
 from controller.cli.units import parse_duration, parse_size
@@ -345,3 +346,7 @@ def test_what_is_kept_of_a_category_is_what_the_page_says() -> None:
     assert read
     assert int(kept[1]) == SizingLimits().runs_max
     assert int(read[1]) == Limits().category_attempts_max
+
+
+def test_columns_of_the_categories_are_explained() -> None:
+    assert [name for name in COLUMNS[1:] if f"`{name}`" not in SIZING_PAGE] == []

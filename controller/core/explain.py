@@ -251,7 +251,7 @@ def plan(cluster: Cluster, results: Results | None, spec: TaskSpec) -> Plan:
         if refusal.node_id != node_id
     ]
     promise = f"it can promise {size_words(int(results.offers.promise[slot]))}"
-    size = size_of_waiting(cluster, task) or [
+    size = size_of_waiting(cluster, task, _where(results, shape)) or [
         f"it would get {size_words(shape.memory_request_bytes)}, as declared"
     ]
     reason = "; ".join([f"{promise} ({terms(cluster, results, slot)})", *size])

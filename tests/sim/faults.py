@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 from sim.agents import Agent
-from sim.controllers import LIMITS
 
 from agent.lifecycle import Lifecycle
 from controller.core import (
@@ -25,6 +24,7 @@ from controller.core import (
 from controller.core.cluster import Cluster
 from controller.core.commands import Command, SaveNode, SaveSubmission, SendWelcome
 from controller.core.events import AttemptEnded, AttemptStarted, Event
+from controller.core.limits import Limits
 from controller.core.model import PLACED_STATES, Scheduling, Task, TaskState
 from controller.core.placement import Quotas
 from controller.core.scheduler import Scheduler
@@ -98,9 +98,9 @@ FAULTS: dict[str, Fault] = {
     "the answer to a submit is not saved": (Scheduler, "handle", _submission_not_saved),
     "a reservation is not released": (Cluster, "release", _reservation_kept),
     "attempts are given up before their lease": (
-        node_events,
-        "_lost_after_ns",
-        lambda _: LIMITS.node_unreachable_ns,
+        Limits,
+        "lost_after_ns",
+        property(lambda limits: limits.node_unreachable_ns),
     ),
     "the agent does not watch its lease": (Agent, "_check_lease", lambda _: None),
     "a task starts although what it waits for had failed": (

@@ -197,14 +197,13 @@ def node_refusals(cluster: Cluster, results: Results | None, task: Task) -> list
     """Return for each node why it cannot take a waiting task now; at most 100 nodes."""
     if task.state is not TaskState.PENDING or results is None:
         return []
-    refusals = []
+    refusals, shape = [], cluster.queue.shape_of(task)
     for node_id in sorted(cluster.nodes)[:REFUSALS_SHOWN_MAX]:
         record = cluster.nodes[node_id]
         slot = record.slot
         if slot >= results.count:
             continue
-        code, reason = _refusal_of(cluster, results, task, record)
-        shape = cluster.queue.shape_of(task)
+        code, reason = _refusal_of(cluster, results, task, shape, record)
         too_small = code == "TOO_SMALL"
         refusals.append(
             NodeRefusal(
@@ -265,10 +264,9 @@ def _less_suited(results: Results, slot: int, spec: TaskSpec) -> str:
 
 
 def _refusal_of(
-    cluster: Cluster, results: Results, task: Task, record: NodeRecord
+    cluster: Cluster, results: Results, task: Task, shape: Shape, record: NodeRecord
 ) -> tuple[str, str]:
     offers, slot, spec = results.offers, record.slot, task.spec
-    shape = cluster.queue.shape_of(task)
     asks_bytes = shape.memory_request_bytes
     code, why = _why_closed(results, record)
     if code:

@@ -180,14 +180,21 @@ def test_more_memory_than_a_node_can_give_beside_others_is_waited_for_a_while() 
         assert 6 * GIB < world.task(task_id).memory_size_bytes < 7 * GIB
 
 
+def on_a_large_node(world: Harness) -> int:
+    """Have a large and a small node, and a task on the large one; return its id."""
+    world.ready("large", total="16GiB")
+    world.ready("small", total="8GiB")
+    (task_id,) = world.submit(spec("auto", name="again"))
+    assert world.task(task_id).node_id == "large"
+    return task_id
+
+
 @pytest.mark.parametrize("closed", ["cordoned", "down", "begun anew"])
 @pytest.mark.parametrize("limits", [SMALL, ELASTIC], ids=["strict", "elastic"])
 def test_more_than_any_open_node_gives_is_waited_for_a_while(limits: Limits, closed: str) -> None:
     cause = OomCause.OWN_LIMIT if limits is SMALL else OomCause.GUARD
     with Harness(limits) as world:
-        world.ready("large", total="16GiB")
-        world.ready("small", total="8GiB")
-        (task_id,) = world.submit(spec("auto", name="again"))
+        task_id = on_a_large_node(world)
         world.cordon("large")
         for _ in range(120):
             world.advance("29s")
@@ -224,9 +231,7 @@ def test_more_than_any_open_node_gives_is_waited_for_a_while(limits: Limits, clo
 
 def test_more_than_any_open_node_gives_is_waited_for_after_an_earlier_end_by_the_guard() -> None:
     with Harness(ELASTIC) as world:
-        world.ready("large", total="16GiB")
-        world.ready("small", total="8GiB")
-        (task_id,) = world.submit(spec("auto", name="again"))
+        task_id = on_a_large_node(world)
         how = {"signal": 9, "oom_kills": 1, "cause": OomCause.GUARD}
         world.ended(task_id, peak="1GiB", **how)  # type: ignore[arg-type]
         assert world.task(task_id).node_id == "large"
@@ -248,9 +253,7 @@ def test_more_than_any_open_node_gives_is_waited_for_after_an_earlier_end_by_the
 def test_what_an_open_node_can_give_to_others_makes_nobody_wait_longer(limits: Limits) -> None:
     cause = OomCause.OWN_LIMIT if limits is SMALL else OomCause.GUARD
     with Harness(limits) as world:
-        world.ready("large", total="16GiB")
-        world.ready("small", total="8GiB")
-        (task_id,) = world.submit(spec("auto", name="again"))
+        task_id = on_a_large_node(world)
         world.cordon("large")
         world.advance("29s")
         world.sample("large", used="12GiB", tasks={task_id: "12GiB"})

@@ -121,8 +121,6 @@ class GuardSettings:
     # and no more than it grows in this time: the rest is often not used, or when others are gone.
     claim_share: float = 0.25
     claim_ns: int = 1 * SECOND_NS
-    # A victim must give back this share of what is missing, or it would be killed for nothing.
-    victim_share: float = 0.25
     # New tasks can begin to grow between two looks: so much per second is always reckoned with.
     surge_bytes_per_second: float = 1_024.0 * MIB
     # A look may be late by this share of the time to full.
@@ -192,8 +190,11 @@ class Guard:
         return max(settings.look_min_ns, min(settings.look_max_ns, delay))
 
     # ------------------------------------------------------------ who may grow
+    def _margin(self, view: NodeView) -> float:
+        return view.limit_bytes * self.settings.margin_ratio
+
     def _room(self, view: NodeView) -> float:
-        return view.limit_bytes * (1 - self.settings.margin_ratio) - view.used_bytes
+        return view.limit_bytes - self._margin(view) - view.used_bytes
 
     def _slope(self, task: GuardedTask) -> float:
         """Return how fast a task grows, or grew when it was frozen."""
@@ -342,7 +343,7 @@ class Guard:
 
     def _worthwhile(self, plan: _Plan) -> list[GuardedTask]:
         """Return the tasks that would give back the margin at least: to end others saves nobody."""
-        enough = plan.view.limit_bytes * self.settings.margin_ratio
+        enough = self._margin(plan.view)
         return [
             task
             for task in plan.view.tasks
@@ -378,7 +379,7 @@ class Guard:
             "one that would not run again has been frozen for longer than it ran, and this is the "
             "cheapest to redo"
         )
-        return self._cheapest(others, overdue[0]), why
+        return self._cheapest(plan, others, overdue[0]), why
 
     def _victim(self, plan: _Plan, among: list[GuardedTask] | None = None) -> GuardedTask:
         """Return whom to end so that the worthiest can go on; that one only if it is the last."""
@@ -386,11 +387,17 @@ class Guard:
         candidates = among or [task for task in plan.view.tasks if task.key not in self._ending]
         if any(task.key != keep.key and not task.no_requeue for task in candidates):
             candidates = [task for task in candidates if task.key != keep.key]
-        return self._cheapest(candidates, keep)
+        return self._cheapest(plan, candidates, keep)
 
-    def _cheapest(self, candidates: list[GuardedTask], keep: GuardedTask) -> GuardedTask:
-        """Return the task that costs least to run again and gives back enough for another one."""
-        enough = self.settings.victim_share * self._rest(keep)
+    def _cheapest(
+        self, plan: _Plan, candidates: list[GuardedTask], keep: GuardedTask
+    ) -> GuardedTask:
+        """Return the task that costs least to run again and gives back enough for another one.
+
+        Enough is no more than that one takes soon: what it is expected to need in all may be far
+        too much, and would cost an old large task its work where a young one would do.
+        """
+        enough = max(self._claim(keep), self._margin(plan.view))
         return min(
             candidates,
             key=lambda t: (

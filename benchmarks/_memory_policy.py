@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from _memory_workloads import Work
 from _simulated_node import MIB, STEP_NS, Attempt, Ended, Node, levels_of
 
+from agent.group import gap_bytes
 from agent.guard import DEFAULT_SETTINGS, Guard, GuardSettings
 from controller.core.growth import (
     Curves,
@@ -21,6 +22,7 @@ from controller.core.growth import (
     reserved_now,
 )
 from controller.core.learning import UNKNOWN_BASES, set_aside_first
+from controller.core.limits import DEFAULT_LIMITS
 from controller.core.peaks import Peaks
 from controller.core.sizing import Ask, Size, Sizing
 
@@ -41,7 +43,7 @@ class Policy:
     learn: bool = True  # what running tasks are expected to use, from their curves
     slots: int = 8
     pilots: int = 3  # of a category of which nothing was seen
-    tell_expected: bool = True
+    believe: bool = True  # the guard goes by declaration or default while nothing is learned
 
 
 POLICIES: dict[str, Policy] = {
@@ -66,6 +68,7 @@ POLICIES: dict[str, Policy] = {
     "largest first": Policy(order="size"),
     "no guard": Policy(guard=None),
     "no curves": Policy(learn=False),
+    "believe nothing": Policy(believe=False),
     "one pilot": Policy(pilots=1),
     "no pilots": Policy(pilots=99),
 }
@@ -141,7 +144,7 @@ class Controller:
             self.kernel_kills,
             len(self.waiting) + len(node.running) + len(self.starting),
             node.wasted_area / (1 << 30),
-            node.used_area / seconds / node.kernel_bytes,
+            node.used_area / seconds / node.capacity_bytes,
             node.frozen_seconds,
         )
 
@@ -242,7 +245,9 @@ class Controller:
     def _place(
         self, line: _Waiting, first: int, expected: Expectation, on_node: list[Attempt]
     ) -> None:
-        told = expected.peak_bytes if self.policy.tell_expected else 0
+        told = expected.peak_bytes
+        if not told and self.policy.believe:
+            told = self.sizing.believed_bytes(_ask(line.work))
         attempt = Attempt(
             line.work,
             line.number,
@@ -262,14 +267,10 @@ def _ask(work: Work) -> Ask:
     return Ask(work.category, None, declared)
 
 
-def simulate(
-    works: list[Work],
-    policy: Policy,
-    seed: int = 1,
-    capacity_mib: int = 3_900,
-    kernel_mib: int = 4_016,
-) -> Outcome:
-    """Return how a policy does with these tasks, all submitted at once."""
+def simulate(works: list[Work], policy: Policy, seed: int = 1, total_mib: int = 4_096) -> Outcome:
+    """Return how a policy does with these tasks, all submitted at once, on a machine that large."""
+    total_bytes = total_mib * MIB
+    capacity_bytes = total_bytes - DEFAULT_LIMITS.system_reserve_bytes(total_bytes)
     guard = None if policy.guard is None else Guard(policy.guard)
-    node = Node(capacity_mib * MIB, kernel_mib * MIB, guard, seed)
+    node = Node(capacity_bytes, capacity_bytes - gap_bytes(capacity_bytes), guard, seed)
     return Controller(works, node, policy).run()

@@ -85,10 +85,11 @@ class Ended:
 
 
 class Node:
-    """The machine: capacity is what the tasks' group may use, kernel_bytes where it kills."""
+    """The machine: what the tasks' group may use before the kernel kills, which is also what is
+    promised to tasks, and the bound the guard keeps, which lies below."""
 
-    def __init__(self, capacity_bytes: int, kernel_bytes: int, guard: Guard | None, seed: int):
-        self.capacity_bytes, self.kernel_bytes = capacity_bytes, kernel_bytes
+    def __init__(self, capacity_bytes: int, guard_bytes: int, guard: Guard | None, seed: int):
+        self.capacity_bytes, self.guard_bytes = capacity_bytes, guard_bytes
         self.guard = guard
         self.random = random.Random(f"node/{seed}")
         self.now_ns = 0
@@ -116,7 +117,7 @@ class Node:
             elif self._grow(attempt, pace):
                 self._remove(attempt, "done", ended)
         used = self.used_bytes()
-        while used > self.kernel_bytes:
+        while used > self.capacity_bytes:
             self._remove(max(self.running, key=lambda a: a.used_bytes), "kernel", ended)
             used = self.used_bytes()
         self.used_area += used * STEP_S
@@ -171,7 +172,7 @@ class Node:
         return NodeView(
             self.now_ns,
             used,
-            self.capacity_bytes,
+            self.guard_bytes,
             (used - old[1]) / elapsed * 1e9 if elapsed else 0.0,
             False,
             None,

@@ -48,7 +48,7 @@ class Decision:
 
     size_bytes: int  # to set aside at the start
     node_min_bytes: int  # what a node must be able to give in all; 0: any will do
-    expected_peak_bytes: int  # 0: nothing is known
+    expected_peak_bytes: int  # what its guard reckons with; 0: nothing is known
     basis: Basis
     reason: str
 
@@ -199,9 +199,13 @@ class Learning:
             size = self.sizing.size(ask, most_bytes, need.once)
         expected = self._expected_first(ask)
         size_bytes, reason = size.memory_bytes, f"from {size.basis.value}: {size.reason}"
+        peak_bytes = expected.peak_bytes
         if self.limits.memory_limits is MemoryLimits.ELASTIC:
             size_bytes, told = self._elastic(need, size, expected)
             reason += told
+            # The guard keeps room for older tasks up to there: with what was declared, or the
+            # default, a first burst loses half as much work in the same time.
+            peak_bytes = peak_bytes or self.sizing.believed_bytes(ask)
         if size_bytes < need.used_bytes:
             size_bytes = need.used_bytes
             reason += f"; at least the {size_words(size_bytes)} that it used before"
@@ -211,10 +215,12 @@ class Learning:
         if need.limit_bytes is not None and size_bytes > need.limit_bytes:
             size_bytes = need.limit_bytes
             reason += f"; no more than its own limit of {size_words(size_bytes)}"
+        if need.limit_bytes is not None:
+            peak_bytes = min(peak_bytes, need.limit_bytes)
         stands = size.basis in DECLARATION_STANDS
         # Its user may know better than we: it waits for a node that large, and says so.
         node_min_bytes = (need.declared_bytes or 0) if stands else 0
-        peak_bytes = max(expected.peak_bytes, need.used_bytes)
+        peak_bytes = max(peak_bytes, need.used_bytes)
         return Decision(size_bytes, node_min_bytes, peak_bytes, size.basis, reason)
 
     def _most_bytes(self, need: Need) -> int:
@@ -343,8 +349,7 @@ class Learning:
                 outcomes.failed += 1
                 outcomes.failed_measured |= peak_bytes > 0
                 # A failure may come early: it can raise what is believed, never lower it.
-                believed_bytes = ask.declared_bytes or self.limits.memory_request_default_bytes
-                if peak_bytes > believed_bytes:
+                if peak_bytes > self.sizing.believed_bytes(ask):
                     runtime_ns = max(1, attempt.ended_at_ns - attempt.started_at_ns)
                     self.sizing.observe_live(ask, peak_bytes, runtime_ns)
 

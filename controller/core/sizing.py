@@ -204,6 +204,11 @@ class Sizing:
         found = self._known(ask, category)
         return found.ladder.distribution(found.scale_bytes, found.scale_ns)
 
+    def believed_bytes(self, ask: Ask) -> int:
+        """Return what a task is taken to need while nothing is learned: what was declared, or the
+        default."""
+        return ask.declared_bytes or self.limits.default_bytes
+
     def version(self, category: str) -> int:
         """Return a number that rises when a size of the category may be another.
 
@@ -336,14 +341,15 @@ class Sizing:
         if key not in known.ladders:
             if len(known.ladders) >= 16 * LADDERS_MAX:
                 known.ladders.clear()
-            atoms = known.atoms(*key, self._base(ask) / UNMEASURED_OVER)
+            atoms = known.atoms(*key, self.believed_bytes(ask) / UNMEASURED_OVER)
             known.ladders[key] = ladder_over(atoms, self._prices())
         ladder = known.ladders[key]
         low, high = ladder.within()
+        base = size_words(self.believed_bytes(ask))
         told = (
             f"no run of {ask.category} yet; by {known.count} other"
-            f" {'category' if known.count == 1 else 'categories'} and a third of"
-            f" {size_words(self._base(ask))} it may need {size_words(low)} to {size_words(high)}"
+            f" {'category' if known.count == 1 else 'categories'} and a third of {base}"
+            f" it may need {size_words(low)} to {size_words(high)}"
         )
         return _Outlook(ladder, 1.0, 1.0, Basis.BORROWED, told)
 
@@ -362,12 +368,9 @@ class Sizing:
             self._firsts,
         )
 
-    def _base(self, ask: Ask) -> int:
-        return ask.declared_bytes or self.limits.default_bytes
-
     def _unknown(self, ask: Ask) -> _Outlook:
         """Return what is believed before anything is learned."""
-        base = self._base(ask)
+        base = self.believed_bytes(ask)
         # It doubles: no step has more to speak for it.
         atoms: list[Atom] = [(math.log(2.0) * step, 0.5**step, 0.0) for step in range(DOUBLINGS)]
         ladder = ladder_over(atoms, Prices(0.0, 0.0))

@@ -158,6 +158,15 @@ def test_a_victim_that_would_give_back_nothing_is_passed_over() -> None:
     assert victims(Guard().look(view(*full))) == [(2, 1)]
 
 
+def test_what_the_oldest_may_need_in_all_does_not_cost_a_large_task_its_work() -> None:
+    """A declaration can be far too much: the young one gives back what is needed soon."""
+    oldest = task(1, 900, 300, expected_peak_bytes=6_000 * MIB)
+    full = [oldest, task(2, 2_000, 800), task(50, 1_050, 800)]
+    assert victims(Guard().look(view(*full))) == [(50, 1)]
+    small = [oldest, task(2, 2_800, 800), task(50, 250, 800)]
+    assert victims(Guard().look(view(*small))) == [(2, 1)]
+
+
 def test_one_victim_at_a_time() -> None:
     guard = Guard()
     full = [task(number, 1_000, 800) for number in (1, 2, 3, 4)]

@@ -119,6 +119,7 @@ class GuardSettings:
     outgrown_factor: float = 1.15
     # Of what an older task is expected to need, this share is kept free of younger ones' growth,
     # and no more than it grows in this time: the rest is often not used, or when others are gone.
+    # A victim has to give back as much, too.
     claim_share: float = 0.25
     claim_ns: int = 1 * SECOND_NS
     # New tasks can begin to grow between two looks: so much per second is always reckoned with.
@@ -195,6 +196,12 @@ class Guard:
 
     def _room(self, view: NodeView) -> float:
         return view.limit_bytes - self._margin(view) - view.used_bytes
+
+    def _enough(self, view: NodeView) -> float:
+        """Return what a victim gives back at least: less than the margin, or than what can grow
+        before another may be ended, is ended for nothing."""
+        surge = self.settings.surge_bytes_per_second * self.settings.hold_ns / SECOND_NS
+        return min(self._margin(view), surge)
 
     def _slope(self, task: GuardedTask) -> float:
         """Return how fast a task grows, or grew when it was frozen."""
@@ -342,8 +349,8 @@ class Guard:
         return foreign >= settings.growth_min_bytes_per_second
 
     def _worthwhile(self, plan: _Plan) -> list[GuardedTask]:
-        """Return the tasks that would give back the margin at least: to end others saves nobody."""
-        enough = self._margin(plan.view)
+        """Return the tasks that would give back enough: to end others saves nobody."""
+        enough = self._enough(plan.view)
         return [
             task
             for task in plan.view.tasks
@@ -394,10 +401,10 @@ class Guard:
     ) -> GuardedTask:
         """Return the task that costs least to run again and gives back enough for another one.
 
-        Enough is no more than that one takes soon: what it is expected to need in all may be far
-        too much, and would cost an old large task its work where a young one would do.
+        That one's claim is enough: what it is expected to need in all may be far too much, and
+        would cost an old large task its work where a young one would do.
         """
-        enough = max(self._claim(keep), self._margin(plan.view))
+        enough = max(self._claim(keep), self._enough(plan.view))
         return min(
             candidates,
             key=lambda t: (

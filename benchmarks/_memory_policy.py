@@ -21,7 +21,7 @@ from controller.core.growth import (
     expected_first,
     reserved_now,
 )
-from controller.core.learning import UNKNOWN_BASES, set_aside_first
+from controller.core.learning import UNKNOWN_BASES, expected_peak, set_aside_first
 from controller.core.limits import DEFAULT_LIMITS
 from controller.core.peaks import Peaks
 from controller.core.sizing import Ask, Size, Sizing
@@ -64,7 +64,8 @@ POLICIES: dict[str, Policy] = {
     # Waiting frozen against running again.
     "wait long": Policy(guard=GuardSettings(frozen_crowd_ns=30_000_000_000)),
     "wait short": Policy(guard=GuardSettings(frozen_crowd_ns=1_000_000_000)),
-    # The order of waiting tasks, no guard, and running tasks that keep what they were placed by.
+    # The order of waiting tasks, no guard, running tasks that keep what they were placed by, and a
+    # guard that knows of a task without a run only what was set aside for it.
     "largest first": Policy(order="size"),
     "no guard": Policy(guard=None),
     "no curves": Policy(learn=False),
@@ -246,8 +247,9 @@ class Controller:
         self, line: _Waiting, first: int, expected: Expectation, on_node: list[Attempt]
     ) -> None:
         told = expected.peak_bytes
-        if not told and self.policy.believe:
-            told = self.sizing.believed_bytes(_ask(line.work))
+        if self.policy.believe:
+            believed_bytes = self.sizing.believed_bytes(_ask(line.work))
+            told = expected_peak(self._known(line.work)[1], expected, believed_bytes)
         attempt = Attempt(
             line.work,
             line.number,

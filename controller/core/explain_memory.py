@@ -57,7 +57,8 @@ def size_of_placed(task: Task) -> list[str]:
     line = f"sized {size_words(task.memory_size_bytes)}: {task.memory_reason}"
     # Under elastic limits the reason may be in terms of it already.
     if task.memory_expected_peak_bytes and "expected peak" not in task.memory_reason:
-        line += f"; its guard reckons with {size_words(task.memory_expected_peak_bytes)}"
+        peak = size_words(task.memory_expected_peak_bytes)
+        line += f"; the node's guard expects a peak of {peak}"
     return [line]
 
 

@@ -48,7 +48,7 @@ class Decision:
 
     size_bytes: int  # to set aside at the start
     node_min_bytes: int  # what a node must be able to give in all; 0: any will do
-    expected_peak_bytes: int  # what its guard reckons with; 0: nothing is known
+    expected_peak_bytes: int  # what the node's guard goes by; 0: nothing is known
     basis: Basis
     reason: str
 
@@ -203,24 +203,22 @@ class Learning:
         if self.limits.memory_limits is MemoryLimits.ELASTIC:
             size_bytes, told = self._elastic(need, size, expected)
             reason += told
-            # The guard keeps room for older tasks up to there: with what was declared, or the
-            # default, a first burst loses half as much work in the same time.
-            peak_bytes = peak_bytes or self.sizing.believed_bytes(ask)
+            peak_bytes = expected_peak(size, expected, self.sizing.believed_bytes(ask))
+        peak_bytes = max(peak_bytes, need.seen_bytes)
         if size_bytes < need.used_bytes:
             size_bytes = need.used_bytes
             reason += f"; at least the {size_words(size_bytes)} that it used before"
         if size_bytes > most_bytes:
             size_bytes = most_bytes
             reason += f"; no more than {size_words(size_bytes)}, which a node could lately give"
-        if need.limit_bytes is not None and size_bytes > need.limit_bytes:
-            size_bytes = need.limit_bytes
-            reason += f"; no more than its own limit of {size_words(size_bytes)}"
         if need.limit_bytes is not None:
             peak_bytes = min(peak_bytes, need.limit_bytes)
+            if size_bytes > need.limit_bytes:
+                size_bytes = need.limit_bytes
+                reason += f"; no more than its own limit of {size_words(size_bytes)}"
         stands = size.basis in DECLARATION_STANDS
         # Its user may know better than we: it waits for a node that large, and says so.
         node_min_bytes = (need.declared_bytes or 0) if stands else 0
-        peak_bytes = max(peak_bytes, need.used_bytes)
         return Decision(size_bytes, node_min_bytes, peak_bytes, size.basis, reason)
 
     def _most_bytes(self, need: Need) -> int:
@@ -386,6 +384,16 @@ def set_aside_first(size: Size, expected: Expectation, policy: GrowthPolicy) -> 
     if size.basis in UNMEASURED:
         return size.memory_bytes
     return reserved_first(size.memory_bytes, expected, policy)
+
+
+def expected_peak(size: Size, expected: Expectation, believed_bytes: int) -> int:
+    """Return what the guard goes by for a task that may outgrow its size, in bytes.
+
+    It keeps room for older tasks up to there. While no run has succeeded that is all that is
+    believed (`Sizing.believed_bytes`), though a third is tried: so a first burst loses half as much
+    work in the same time.
+    """
+    return expected.peak_bytes or max(size.memory_bytes, believed_bytes)
 
 
 def by_own_fault(attempt: Attempt) -> bool:

@@ -167,6 +167,13 @@ def test_what_the_oldest_may_need_in_all_does_not_cost_a_large_task_its_work() -
     assert victims(Guard().look(view(*small))) == [(2, 1)]
 
 
+def test_on_a_large_node_a_young_task_is_large_enough_to_give_way() -> None:
+    mib = 1_000_000
+    full = [task(1, 300_000), task(2, 20_000), *(task(number, 2_000) for number in range(3, 343))]
+    now = view(*full, limit_bytes=mib * MIB, stalled=True)
+    assert victims(Guard().look(now)) == [(342, 1)]
+
+
 def test_one_victim_at_a_time() -> None:
     guard = Guard()
     full = [task(number, 1_000, 800) for number in (1, 2, 3, 4)]

@@ -71,13 +71,24 @@ def test_what_is_set_aside_first_is_the_sum_of_the_reason(name: str, told: str) 
         assert float(found[2]) == round(placed.memory_size_bytes / MIB, 1)
 
 
-def test_until_a_run_has_ended_the_guard_goes_by_what_was_declared_or_the_default() -> None:
+def test_until_a_run_succeeded_the_guard_goes_by_what_is_believed() -> None:
     with Harness(ELASTIC) as world:
         world.ready("n1", total="32GiB")
         bound = replace(spec("3GiB", name="b"), memory_limit_bytes=2 * GIB)
         ids = world.submit(spec("3GiB", name="a"), bound, spec("auto", name="c"))
         expected = [world.task(task_id).memory_expected_peak_bytes for task_id in ids]
         assert expected == [3 * GIB, 2 * GIB, GIB]
+
+
+def test_a_pilot_tells_the_guard_what_its_siblings_may_need() -> None:
+    with Harness(ELASTIC) as world:
+        world.ready("n1", total="32GiB")
+        (pilot,) = world.submit(AUTO)
+        world.started(pilot)
+        world.advance("5s")
+        world.sample("n1", used="6GiB", tasks={pilot: "6GiB"})
+        (sibling,) = world.submit(AUTO)
+        assert world.task(sibling).memory_expected_peak_bytes > 6 * GIB
 
 
 def test_what_bounds_a_size_is_told_with_its_number() -> None:

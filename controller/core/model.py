@@ -229,7 +229,7 @@ class Task:
     priority_set: int | None = None  # by a user after the submit
     # What was decided about memory for the present or latest attempt; 0 before the first.
     memory_size_bytes: int = 0  # set aside at its start; what is reserved now is in the ledger
-    memory_expected_peak_bytes: int = 0  # 0: nothing is known
+    memory_expected_peak_bytes: int = 0  # what the node's guard goes by; 0: nothing is known
     memory_elastic: bool = False  # it may outgrow its size; memory_limit_bytes is the user's own
     memory_reason: str = ""  # which numbers led to the size
     # What earlier attempts told about its need.

@@ -168,10 +168,19 @@ def test_what_the_oldest_may_need_in_all_does_not_cost_a_large_task_its_work() -
 
 
 def test_on_a_large_node_a_young_task_is_large_enough_to_give_way() -> None:
-    mib = 1_000_000
-    full = [task(1, 300_000), task(2, 20_000), *(task(number, 2_000) for number in range(3, 343))]
-    now = view(*full, limit_bytes=mib * MIB, stalled=True)
-    assert victims(Guard().look(now)) == [(342, 1)]
+    limit_bytes = 1_000_000 * MIB
+    tasks = [task(1, 300_000), task(2, 20_000), *(task(number, 2_000) for number in range(3, 343))]
+    stalled = view(*tasks, at_ms=400_000, limit_bytes=limit_bytes, stalled=True)
+    assert victims(Guard().look(stalled)) == [(342, 1)]
+    squeezed = replace(
+        stalled,
+        stalled=False,
+        used_bytes=limit_bytes,
+        growth_bytes_per_second=300.0 * MIB,
+    )
+    assert victims(Guard().look(squeezed)) == [(342, 1)]
+    small = replace(squeezed, tasks=(task(1, 300), task(2, 300)))
+    assert victims(Guard().look(small)) == []
 
 
 def test_one_victim_at_a_time() -> None:
